@@ -1,0 +1,196 @@
+"""A run is a closed record: its directory, its checkpoints, and files that are either whole or absent.
+
+Everything is written beside its final name, synced, and renamed. A checkpoint carries a manifest with the SHA-256 of
+each of its files; one that does not match is passed over for the one before, and that is said.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pellucid.config import Section, differences, dump_toml, read_toml
+from pellucid.errors import CheckpointError, PellucidError
+
+MANIFEST = "manifest.json"
+FREE_KEYS = ("run.dir", "run.loggers", "run.keep_checkpoints")
+"""What may differ between a run and its resumption: nothing here changes a number of the run."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a full disk or a forbidden folder into a CheckpointError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free some space and continue with --resume" if full else "choose another run.dir or its permissions"
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}; {advice}") from error
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yields a scratch folder beside path that takes its name, whole, when the block ends without an exception."""
+    scratch, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    with writing(path):
+        for leftover in (scratch, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        try:
+            yield scratch
+            for file in scratch.rglob("*"):
+                _sync(file)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        if path.exists():
+            path.rename(old)
+        scratch.rename(path)
+        _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def atomic_write(path: Path, text: str) -> None:
+    scratch = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        scratch.write_text(text, encoding="utf-8")
+        _sync(scratch)
+        scratch.replace(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class RunDirectory:
+    """One run's folder: config.toml, metrics.jsonl, checkpoints/step-000001/, the models, summary.json."""
+
+    def __init__(self, path: Path, keep: int, notify: Callable[[str], None]) -> None:
+        self.path, self.keep, self.notify = path, keep, notify
+        self._lock = (path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CheckpointError(f"{path}: another process is running in this directory") from None
+
+    @classmethod
+    def open(cls, config: Section, resume: bool, notify: Callable[[str], None] = print) -> RunDirectory:
+        """Make or re-enter the run directory of a config that has a [run] section, and record the config in it.
+
+        A directory whose run left neither a checkpoint nor a summary holds nothing to lose, and is started over.
+        Raises CheckpointError when it holds a run and resume is False, when it holds a run of another config, or when
+        it cannot be written.
+        """
+        run = config.run  # type: ignore[attr-defined]
+        path = Path(run.dir)
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            directory = cls(path, run.keep_checkpoints, notify)
+        holds_run = bool(directory._checkpoints()) or (path / "summary.json").exists()
+        if holds_run and not resume:
+            raise CheckpointError(f"{path}: already holds a run; add --resume to continue it, or choose another run.dir")
+        if holds_run:
+            directory._require_same(config)
+        elif resume:
+            notify(f"{path} holds no checkpoint yet: starting from the beginning")
+        atomic_write(path / "config.toml", dump_toml(config))
+        return directory
+
+    def _require_same(self, config: Section) -> None:
+        recorded = read_toml(self.path / "config.toml")
+        changed = differences(recorded, json.loads(config.model_dump_json(exclude_none=True)))
+        changed = [line for line in changed if not line.startswith(FREE_KEYS)]
+        if changed:
+            raise CheckpointError(f"{self.path}: holds a run of another config ({'; '.join(changed[:4])}); not resumed")
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around the work of a run: a failure leaves with the place of the last checkpoint and how to go on."""
+        try:
+            yield
+        except PellucidError as error:
+            newest = next(iter(reversed(self._checkpoints())), None)
+            hint = f"last checkpoint: {newest}; continue with --resume" if newest else "no checkpoint was written yet"
+            raise type(error)(f"{error}\n{hint}") from error
+        finally:
+            self._lock.close()
+
+    # -- checkpoints
+
+    def save_checkpoint(self, step: int, states: dict[str, Any]) -> Path:
+        """states: name -> anything torch.load(weights_only=True) reads. Old checkpoints beyond keep are removed."""
+        path = self.path / "checkpoints" / f"step-{step:06d}"
+        with atomic_directory(path) as folder:
+            for name, state in states.items():
+                _save(state, folder / f"{name}.pt")
+            digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
+            (folder / MANIFEST).write_text(json.dumps({"step": step, "sha256": digests}, indent=1))
+        for old in self._checkpoints()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def newest_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
+        """(step, states) of the newest whole checkpoint; each damaged one on the way is reported. None if there is none."""
+        for path in reversed(self._checkpoints()):
+            fault = _fault(path)
+            if fault is None:
+                states = {file.stem: torch.load(file, weights_only=True, map_location="cpu") for file in path.glob("*.pt")}
+                return int(path.name.removeprefix("step-")), states
+            self.notify(f"checkpoint {path} is damaged ({fault}): trying the one before")
+        return None
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.path / "checkpoints").glob("step-*"))
+
+    # -- summary
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        atomic_write(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+    def read_summary(self) -> dict[str, Any] | None:
+        path = self.path / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+def _save(state: Any, path: Path) -> None:
+    """torch.save, with the operating system's error when the disk is full (its zip writer reports its own)."""
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            file.flush()
+            raise OSError(errno.EIO, str(error).splitlines()[0]) from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fault(path: Path) -> str | None:
+    """Why a checkpoint cannot be used, or None."""
+    try:
+        digests = json.loads((path / MANIFEST).read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is missing or unreadable"
+    for name, digest in digests.items():
+        file = path / name
+        if not file.exists():
+            return f"{name} is missing"
+        if _digest(file) != digest:
+            return f"{name} does not match its checksum"
+    return None

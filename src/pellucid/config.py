@@ -1,0 +1,517 @@
+"""What a run is told: pydantic models read from TOML, overridden by dotted flags, checked before anything loads.
+
+Every field's description gives its unit. `load_config` is the only way in for files and flags; the Python API builds
+the same models directly. A config is frozen: nothing edits it after parsing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import tomli_w
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from pellucid.errors import ConfigError
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+TooLong = Literal["error", "skip", "truncate"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    dir: Path
+    """Run directory; made if absent. An existing run is continued only with --resume."""
+    seed: NonNegativeInt = 0
+    """Seed of everything random in the run."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the models live; auto takes CUDA where there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the forward and backward passes; master weights are float32. auto: bfloat16 on CUDA and on CPUs
+    with AVX512-BF16 or AMX, else float32."""
+    threads: NonNegativeInt = 0
+    """CPU threads; 0 takes all cores. Bitwise repetition needs the same number."""
+    checkpoint_every: NonNegativeInt = 10
+    """Steps between checkpoints; 0 writes one at the end only."""
+    keep_checkpoints: PositiveInt = 2
+    """How many of the newest checkpoints stay on disk."""
+    loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Metric sinks beside the console and metrics.jsonl."""
+
+
+class NewModelConfig(Section):
+    """A model trained from scratch: a Llama with tied embeddings and a byte-level BPE tokenizer of its own."""
+
+    vocab_size: PositiveInt = 1024
+    """Tokens of the BPE vocabulary, trained on the stage's own training texts."""
+    hidden_size: PositiveInt = 128
+    """Width of the residual stream."""
+    num_layers: PositiveInt = 4
+    """Transformer blocks."""
+    num_heads: PositiveInt = 4
+    """Attention heads; hidden_size must be a multiple."""
+    intermediate_size: PositiveInt = 344
+    """Width of the MLP."""
+    context: PositiveInt = 256
+    """Longest sequence, in tokens."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+
+class DataConfig(Section):
+    source: str
+    """A .jsonl, .jsonl.gz or .parquet file, hub:org/name[/config], or corpus:NAME (built in)."""
+    split: str = "train"
+    """Split of a Hub data set."""
+    columns: dict[str, str] = {}
+    """Our field name -> the data set's, e.g. prompt = "question"."""
+    limit: NonNegativeInt = 0
+    """Rows to read; 0 reads all."""
+    max_tokens: PositiveInt = 512
+    """Longest prompt (ppo) or whole example (sft, rm), in tokens."""
+    too_long: TooLong = "error"
+    """What happens to a longer one: error, skip it, or truncate (a prompt on the left, an example on the right). Both
+    of the latter are counted and reported."""
+    chat_template: Path | None = None
+    """A Jinja file, for a tokenizer that has no chat template of its own."""
+
+
+class OptimizerConfig(Section):
+    lr: PositiveFloat = 1e-4
+    """Peak learning rate of Adam."""
+    warmup_steps: NonNegativeInt = 0
+    """Optimizer steps over which the rate rises linearly from 0."""
+    anneal: bool = True
+    """Lower the rate linearly to 0 over the run."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW decay per step, times the rate; not on biases and norms."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Global gradient norm above which the gradient is scaled down."""
+    beta2: Probability = 0.95
+    """Adam's second-moment decay."""
+
+
+class LearnConfig(Section):
+    """How a supervised stage learns."""
+
+    num_epochs: PositiveInt = 1
+    """Passes over the data."""
+    max_steps: NonNegativeInt = 0
+    """Optimizer steps; 0 takes what num_epochs gives."""
+    batch_size: PositiveInt = 32
+    """Examples (pairs for a reward model) per optimizer step."""
+    micro_batch_size: PositiveInt = 32
+    """Examples per forward pass; changes memory, not the gradient."""
+    packing: bool = False
+    """Lay sequences end to end instead of padding them."""
+    eval_every: NonNegativeInt = 100
+    """Optimizer steps between evaluations on the held-out data; 0 evaluates at the end only."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class SupervisedConfig(Section):
+    """What SFT and reward-model training share."""
+
+    run: RunConfig
+    data: DataConfig
+    eval_data: DataConfig | None = None
+    learn: LearnConfig = LearnConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    @model_validator(mode="after")
+    def _micro_divides(self) -> Self:
+        _at_most(self.learn, "learn", "micro_batch_size", "batch_size")
+        return self
+
+
+class SFTConfig(SupervisedConfig):
+    """`pellucid sft`: supervised fine-tuning of a causal language model."""
+
+    model: str | None = None
+    """Folder or Hub name of the model to fine-tune; or leave it out and give [new_model]."""
+    new_model: NewModelConfig | None = None
+    """Shape of a model to train from scratch."""
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if (self.model is None) == (self.new_model is None):
+            raise ValueError("give exactly one of model and new_model")
+        return self
+
+
+class RMConfig(SupervisedConfig):
+    """`pellucid rm`: a reward model from preference pairs, then shifted to score 0 on the reference's own samples."""
+
+    model: str
+    """Folder or Hub name of the model that it starts from, usually the SFT policy."""
+    reference: str | None = None
+    """Whose samples score 0 on average afterwards; the starting model if absent."""
+    center_prompts: NonNegativeInt = 128
+    """Prompts to sample for the shift; 0 leaves the scores where training put them."""
+    center_data: DataConfig | None = None
+    """Where those prompts come from; the training pairs' own prompts if absent."""
+    max_new_tokens: PositiveInt = 64
+    """Length of those samples, in tokens."""
+
+
+class ModelsConfig(Section):
+    """The four roles. Each is a folder or a Hub name."""
+
+    actor: str
+    """The policy that is trained."""
+    reference: str | None = None
+    """The policy that the KL penalty holds it to; the actor's start if absent."""
+    reward: str | None = None
+    """The reward model; absent when a function gives the reward."""
+    critic: str | None = None
+    """Where the critic starts; the reward model if absent, else the actor with a new head."""
+
+
+class RolloutConfig(Section):
+    prompts_per_step: PositiveInt = 64
+    """P, prompts per iteration."""
+    samples_per_prompt: PositiveInt = 1
+    """G, samples of each prompt; at least 2 for the group baselines."""
+    max_new_tokens: PositiveInt = 48
+    """Longest response, in tokens."""
+    temperature: PositiveFloat = 1.0
+    """Divides the logits, for the sampler and for every log-prob that is trained on."""
+    num_slots: PositiveInt = 64
+    """Sequences decoded at once; changes speed and memory only."""
+    missing_eos_penalty: NonNegativeFloat = 0.0
+    """Taken off the score of a response that was cut by length, in reward units."""
+
+
+class RewardConfig(Section):
+    function: str | None = None
+    """A Python reward, `file.py:name` or `package.module:name`, called as f(prompts, completions, **columns)."""
+    clip: PositiveFloat | None = None
+    """Scores are clipped to [-clip, clip]; absent means not."""
+    batch_size: PositiveInt = 64
+    """Samples per forward pass of the reward model."""
+
+
+Advantage = Literal["gae", "reinforce_pp", "reinforce_pp_baseline", "rloo", "grpo", "dr_grpo"]
+GROUP_ADVANTAGES = ("reinforce_pp_baseline", "rloo", "grpo", "dr_grpo")
+
+
+class AlgoConfig(Section):
+    advantage: Advantage = "gae"
+    """How a score becomes per-token advantages; only gae has a critic."""
+    policy_loss: Literal["ppo", "gspo", "cispo"] = "ppo"
+    """The policy loss per token."""
+    clip_eps_low: NonNegativeFloat = 0.2
+    """The ratio is clipped below at 1 - this."""
+    clip_eps_high: NonNegativeFloat = 0.2
+    """The ratio is clipped above at 1 + this."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """c of dual-clip PPO: bounds the loss at -c * A where A < 0; absent means off."""
+    value_clip_eps: PositiveFloat | None = 0.2
+    """How far a value may move from its rollout value before the loss stops rewarding it, in reward units."""
+    kl_coef: NonNegativeFloat = 0.05
+    """Weight of the KL penalty, reward units per nat."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """reward: -kl_coef * k1 per token, detached; loss: kl_coef * an estimator, differentiated."""
+    kl_loss: Literal["k1", "k2", "k3", "k3_corrected"] = "k2"
+    """Estimator when kl_in = loss. On on-policy samples the gradient of k1 is 0 in expectation, k2's is that of
+    KL(actor || reference), which is wanted; k3's is that of KL(reference || actor), unless corrected by the live ratio."""
+    kl_target: PositiveFloat | None = None
+    """Nats per sequence that an adaptive coefficient steers to; absent keeps kl_coef fixed."""
+    kl_horizon: PositiveInt = 10_000
+    """Samples over which the adaptive coefficient reacts."""
+    gamma: Probability = 1.0
+    """Discount per token."""
+    gae_lambda: Probability = 0.95
+    """Lambda of GAE: 0 trusts the critic, 1 the return."""
+    whiten_advantages: bool = True
+    """Shift and scale gae's advantages to mean 0, variance 1 over the action tokens of the whole batch."""
+    grpo_eps: PositiveFloat = 1e-4
+    """Added to the group's standard deviation."""
+    aggregate: Literal["token", "sequence", "constant"] = "token"
+    """Mean over action tokens, over sequences of their mean, or the sum over samples * max_new_tokens."""
+    num_epochs: PositiveInt = 4
+    """Passes over each rollout."""
+    minibatch_size: PositiveInt = 32
+    """Samples per optimizer step."""
+    micro_batch_size: PositiveInt = 32
+    """Samples per forward pass; changes memory, not the gradient."""
+    packing: bool = False
+    """Lay sequences end to end instead of padding them."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    ptx_coef: NonNegativeFloat = 0.0
+    """Weight of the supervised loss on [ptx_data] in the actor's loss."""
+
+
+class PPOEvalConfig(Section):
+    every: NonNegativeInt = 10
+    """Iterations between evaluations; 0 evaluates before the first and after the last only."""
+    num_prompts: PositiveInt = 64
+    """Held-out prompts, one sample each."""
+    judge: str | None = None
+    """A Python function like reward.function, reported and never trained on."""
+    best_metric: str = "eval/score"
+    """The actor with the highest value of this metric is kept in best/."""
+
+
+class PPOConfig(Section):
+    """`pellucid ppo`: reinforcement learning from a reward, with four models."""
+
+    run: RunConfig
+    models: ModelsConfig
+    data: DataConfig
+    eval_data: DataConfig | None = None
+    ptx_data: DataConfig | None = None
+    total_steps: PositiveInt = 50
+    """Iterations: each is one rollout and num_epochs passes over it."""
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    algo: AlgoConfig = AlgoConfig()
+    eval: PPOEvalConfig = PPOEvalConfig()
+    actor_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5)
+    critic_optimizer: OptimizerConfig = OptimizerConfig(lr=2e-5)
+
+    @property
+    def batch_size(self) -> int:
+        """B = P * G."""
+        return self.rollout.prompts_per_step * self.rollout.samples_per_prompt
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        algo, rollout = self.algo, self.rollout
+        if algo.minibatch_size > self.batch_size:
+            raise ValueError(
+                f"algo.minibatch_size {algo.minibatch_size} is larger than the batch of {self.batch_size} samples "
+                "(rollout.prompts_per_step * rollout.samples_per_prompt)"
+            )
+        _at_most(algo, "algo", "micro_batch_size", "minibatch_size")
+        if algo.advantage in GROUP_ADVANTAGES and rollout.samples_per_prompt < 2:
+            raise ValueError(f"algo.advantage {algo.advantage!r} compares samples of one prompt: "
+                             f"rollout.samples_per_prompt is {rollout.samples_per_prompt}, it must be at least 2")
+        if algo.ptx_coef > 0 and self.ptx_data is None:
+            raise ValueError(f"algo.ptx_coef {algo.ptx_coef} needs [ptx_data]")
+        if algo.kl_target is not None and algo.kl_coef == 0:
+            raise ValueError("algo.kl_target cannot steer algo.kl_coef 0: it is changed by factors, start above 0")
+        if self.models.critic and algo.advantage != "gae":
+            raise ValueError(f"models.critic is set, but algo.advantage {algo.advantage!r} has no critic")
+        return self
+
+
+class GenerateConfig(Section):
+    """`pellucid generate`: sample from a saved policy."""
+
+    model: str
+    """Folder or Hub name of the policy."""
+    prompt: tuple[str, ...] = ()
+    """Prompts, comma-separated on the command line; or give [data]."""
+    data: DataConfig | None = None
+    """A prompt-only data set."""
+    output: Path | None = None
+    """JSONL file for the samples; printed if absent."""
+    samples_per_prompt: PositiveInt = 1
+    """Samples of each prompt."""
+    max_new_tokens: PositiveInt = 64
+    """Longest response, in tokens."""
+    temperature: NonNegativeFloat = 1.0
+    """Divides the logits; 0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Keep the likeliest tokens up to this probability."""
+    top_k: NonNegativeInt = 0
+    """Keep this many likeliest tokens; 0 keeps all."""
+    num_slots: PositiveInt = 64
+    """Sequences decoded at once."""
+    seed: NonNegativeInt = 0
+    """Seed of the samples."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model lives."""
+
+    @model_validator(mode="after")
+    def _some_prompt(self) -> Self:
+        if bool(self.prompt) == (self.data is not None):
+            raise ValueError("give either prompt or [data]")
+        return self
+
+
+class QuickstartConfig(Section):
+    """`pellucid quickstart`: SFT, reward model and PPO on the built-in corpus."""
+
+    run: RunConfig
+    sft_steps: PositiveInt = 400
+    """Optimizer steps of supervised fine-tuning."""
+    rm_steps: PositiveInt = 150
+    """Optimizer steps of reward-model training."""
+    ppo_steps: PositiveInt = 40
+    """PPO iterations."""
+
+
+def _at_most(section: Section, name: str, small: str, large: str) -> None:
+    a, b = getattr(section, small), getattr(section, large)
+    if a > b:
+        raise ValueError(f"{name}.{small} {a} is larger than {name}.{large} {b}")
+
+
+# ---------------------------------------------------------------- files and flags
+
+C = TypeVar("C", bound=Section)
+
+
+def load_config(model: type[C], path: Path | None, overrides: list[str], defaults: dict[str, Any] | None = None) -> C:
+    """Defaults, then the TOML file, then `--a.b-c value` flags; validated once. Raises ConfigError, one line a fault."""
+    tree = _merge(dict(defaults or {}), _read_toml(path) if path else {})
+    return validate(model, _merge(tree, _parse_overrides(model, overrides)), str(path) if path else "command line")
+
+
+def validate(model: type[C], tree: dict[str, Any], where: str) -> C:
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first, *more = [_explain(model, fault) for fault in error.errors()]
+        raise ConfigError(f"{where}: {first}" + (f" (and {len(more)} more)" if more else "")) from None
+
+
+def dump_toml(config: Section) -> str:
+    """The resolved config; what is None is left out, since TOML has no null."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ, as `key: old -> new`."""
+    found: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{name}.")
+        elif a != b:
+            found.append(f"{name}: {a!r} -> {b!r}")
+    return found
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises ConfigError when the file is missing, unreadable or not TOML."""
+    return _read_toml(path)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _parse_overrides(model: type[Section], flags: list[str]) -> dict[str, Any]:
+    """["--algo.gae-lambda", "0.9"] -> {"algo": {"gae_lambda": 0.9}}; also `--key=value` and a bare `--flag` for true."""
+    tree: dict[str, Any] = {}
+    queue = list(flags)
+    while queue:
+        flag = queue.pop(0)
+        if not flag.startswith("--"):
+            raise ConfigError(f"command line: {flag!r} is not a flag; write --section.key value")
+        key, equals, value = flag[2:].partition("=")
+        path = key.replace("-", "_").split(".")
+        annotation = _annotation(model, path)
+        if not equals:
+            has_value = bool(queue) and not queue[0].startswith("--")
+            if not has_value and annotation is not bool:
+                raise ConfigError(f"command line: --{key} needs a value")
+            value = queue.pop(0) if has_value else "true"
+        node = tree
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = _parse_value(annotation, value)
+    return tree
+
+
+def _annotation(model: type[Section], path: list[str]) -> Any:
+    """Type of a dotted key; ConfigError with the nearest name if there is none."""
+    node: Any = model
+    for depth, part in enumerate(path):
+        if typing.get_origin(node) is dict:
+            return typing.get_args(node)[1]
+        fields = _fields(node)
+        if part not in fields:
+            raise ConfigError(f"command line: {_unknown('.'.join(path[:depth]), part, fields)}")
+        node = fields[part].annotation
+    return node
+
+
+def _fields(annotation: Any) -> dict[str, Any]:
+    """Fields of a section, also of an optional one; {} for a leaf."""
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return dict(candidate.model_fields)
+    return {}
+
+
+def _parse_value(annotation: Any, text: str) -> Any:
+    """A flag's text as its field's type; text that does not fit is left for pydantic to refuse by name."""
+    if "tuple" in str(annotation):
+        return [part for part in text.split(",") if part]
+    if text == "none":
+        return None
+    try:
+        return TypeAdapter(annotation).validate_strings(text)
+    except ValidationError:
+        pass
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _explain(model: type[Section], fault: Any) -> str:
+    """One pydantic fault as one line: the key, the value, what is allowed."""
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        node: Any = model
+        for part in path[:-1]:
+            node = _fields(node)[part].annotation if part in _fields(node) else node
+        return _unknown(".".join(path[:-1]), path[-1], _fields(node))
+    if fault["type"] == "missing":
+        return f"{key} is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key} = {fault['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _unknown(section: str, name: str, known: dict[str, Any]) -> str:
+    where = f"[{section}]" if section else "the top level"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}" if known else "it has no keys"
+    return f"unknown key {'.'.join(p for p in (section, name) if p)!r} in {where}; {hint}"

@@ -1,0 +1,1 @@
+"""The workers of each role, and where they live."""

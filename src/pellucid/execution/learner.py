@@ -1,0 +1,130 @@
+"""One model's optimizer: gradient clipping, the learning-rate schedule, and the audits that are fatal when they fail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.config import OptimizerConfig
+from pellucid.errors import IntegrityError
+
+ADAM_EPS = 1e-5
+SMALLEST_AUDITED_LR = 1e-8
+
+
+class Learner:
+    """Adam over a module's parameters.
+
+    A step is `zero_grad`, any number of `backward` by the caller, then `step`. `updates` counts the steps taken and is
+    all that the schedule depends on.
+    """
+
+    def __init__(self, role: str, module: nn.Module, config: OptimizerConfig, total_updates: int) -> None:
+        self.role, self.module, self.config, self.total_updates = role, module, config, total_updates
+        self.updates = 0
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        self._named = named
+        groups = [
+            {"params": [p for _, p in named if p.dim() >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        self._adam = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=config.lr, betas=(0.9, config.beta2), eps=ADAM_EPS, fused=True
+        )
+        self._fingerprints = [_fingerprint(p) for _, p in named]
+
+    def zero_grad(self) -> None:
+        self._adam.zero_grad(set_to_none=True)
+
+    def rate(self) -> float:
+        """Learning rate of the next step: linear warm-up, then linear to 0 at total_updates."""
+        config, step = self.config, self.updates + 1
+        if step <= config.warmup_steps:
+            return config.lr * step / config.warmup_steps
+        if not config.anneal:
+            return config.lr
+        left = self.total_updates - self.updates
+        return config.lr * max(left, 0) / max(self.total_updates - config.warmup_steps, 1)
+
+    def step(self) -> dict[str, float]:
+        """Clip, check, update, audit. Returns grad_norm (before clipping), lr, and tensors_moved.
+
+        Raises IntegrityError, the weights untouched, when the gradient is not finite; and after the update when a
+        tensor with a gradient to speak of did not move.
+        """
+        norm = torch.nn.utils.clip_grad_norm_([p for _, p in self._named], self.config.max_grad_norm)
+        grad_norm = norm.item()
+        if not math.isfinite(grad_norm):
+            culprit = next((n for n, p in self._named if p.grad is not None and not p.grad.isfinite().all()), "its norm")
+            raise IntegrityError(f"{self.role}: the gradient of {culprit} is not finite at update {self.updates + 1}")
+        rate = self.rate()
+        for group in self._adam.param_groups:
+            group["lr"] = rate
+        self._adam.step()
+        self.updates += 1
+        return {"grad_norm": grad_norm, "lr": rate, "tensors_moved": self._audit(rate)}
+
+    def _audit(self, rate: float) -> float:
+        """Share of the tensors whose bits changed. One with a gradient above Adam's eps must be among them.
+
+        A gradient below eps may round away (the key bias of an attention layer has none but rounding noise).
+        """
+        moved = 0
+        for i, (name, parameter) in enumerate(self._named):
+            fingerprint = _fingerprint(parameter)
+            if fingerprint != self._fingerprints[i]:
+                moved += 1
+            elif rate > SMALLEST_AUDITED_LR and parameter.grad is not None:
+                if parameter.grad.abs().max().item() > ADAM_EPS:
+                    raise IntegrityError(
+                        f"{self.role}: update {self.updates} left {name} as it was, although it has a gradient; "
+                        "the optimizer is not training this model"
+                    )
+            self._fingerprints[i] = fingerprint
+        return moved / len(self._named)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.module.state_dict(), "adam": self._adam.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["weights"])
+        self._adam.load_state_dict(state["adam"])
+        self.updates = state["updates"]
+        self._fingerprints = [_fingerprint(p) for _, p in self._named]
+
+
+@torch.no_grad()
+def _fingerprint(parameter: Tensor) -> int:
+    """Sum of the bits, read as integers: any change of a weight changes it, but for a freak cancellation."""
+    return int(parameter.view(torch.int32).sum(dtype=torch.int64))
+
+
+def minibatches(n: int, size: int, seed: int) -> Iterator[Tensor]:
+    """Rows 0..n-1 in an order drawn from the seed, in pieces of size (the last may be smaller)."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    yield from order.split(size)
+
+
+def micro_batches(lengths: Tensor, size: int) -> list[Tensor]:
+    """Rows sorted by length, in pieces of size: sequences of like length share a forward pass, so little is padding."""
+    return list(torch.argsort(lengths, stable=True).split(size))
+
+
+class Means:
+    """Running weighted means of metrics over the updates of an iteration."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, metrics: dict[str, float], weight: float = 1.0) -> None:
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * weight
+            self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    def result(self, prefix: str = "") -> dict[str, float]:
+        return {prefix + name: self._sums[name] / self._weights[name] for name in self._sums}

@@ -1,0 +1,95 @@
+"""Every role in this process: the actor shares its weights with the embedded engine, nothing is copied or sent."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pellucid.checkpoint import atomic_directory
+from pellucid.config import PPOConfig, RunConfig
+from pellucid.errors import ConfigError
+from pellucid.execution.workers import ActorWorker, CriticWorker, ReferenceWorker
+from pellucid.models import (
+    CausalLM,
+    Precision,
+    ScalarModel,
+    load_causal_lm,
+    load_scalar_model,
+    resolve_device,
+    resolve_precision,
+)
+from pellucid.rewards import ModelReward, RewardSource
+from pellucid.rollout import EmbeddedEngine, RolloutEngine
+from pellucid.types import derive_seed
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The four roles and the engine. critic is None where the advantage needs none."""
+
+    actor: ActorWorker
+    reference: ReferenceWorker
+    critic: CriticWorker | None
+    reward: RewardSource
+    engine: RolloutEngine
+
+    def state_dict(self) -> dict[str, Any]:
+        critic = {"critic": self.critic.learner.state_dict()} if self.critic else {}
+        return {"actor": self.actor.learner.state_dict()} | critic
+
+    def load_state_dict(self, state: dict[str, Any], version: int) -> None:
+        self.actor.learner.load_state_dict(state["actor"])
+        if self.critic:
+            self.critic.learner.load_state_dict(state["critic"])
+        self.engine.load_weights(None, version)
+
+
+def prepare_process(run: RunConfig) -> tuple[str, Precision]:
+    """Set the thread count; resolve (device, precision)."""
+    torch.set_num_threads(run.threads or os.cpu_count() or 1)
+    device = resolve_device(run.device)
+    return device, resolve_precision(run.precision, device)
+
+
+def build_workers(config: PPOConfig, reward: RewardSource | None, pad_id: int, total_updates: int) -> Workers:
+    """Load the models of a PPO run. reward: a reward function's source; None loads config.models.reward.
+
+    Raises DataError when a model cannot be loaded, ConfigError when there is no reward or there are two.
+    """
+    device, precision = prepare_process(config.run)
+    models, algo, rollout = config.models, config.algo, config.rollout
+    if (reward is None) == (models.reward is None):
+        found = "neither" if reward is None else "both"
+        raise ConfigError(f"give models.reward or a reward function (reward.function); there is {found}")
+
+    actor = load_causal_lm(models.actor, device, precision, algo.packing)
+    reference = load_causal_lm(models.reference or models.actor, device, precision, algo.packing)
+    if reward is None:
+        scorer = load_scalar_model(str(models.reward), device, precision, pad_id)
+        reward = ModelReward(scorer, config.reward.batch_size)
+    critic = None
+    if algo.advantage == "gae":
+        start = models.critic or models.reward or models.actor
+        seed = derive_seed(config.run.seed, "critic head")
+        model = load_scalar_model(start, device, precision, pad_id, algo.packing, seed)
+        critic = CriticWorker(model, algo, config.critic_optimizer, total_updates)
+    return Workers(
+        actor=ActorWorker(
+            actor, rollout.temperature, algo, config.actor_optimizer, total_updates, rollout.max_new_tokens
+        ),
+        reference=ReferenceWorker(reference, rollout.temperature, algo.micro_batch_size),
+        critic=critic,
+        reward=reward,
+        engine=EmbeddedEngine(actor.hf, num_slots=rollout.num_slots),
+    )
+
+
+def save_model(model: CausalLM | ScalarModel, tokenizer: Any, path: Path) -> None:
+    """Hugging Face layout, the tokenizer beside the weights; the folder is whole or absent."""
+    with atomic_directory(path) as folder:
+        model.hf.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -1,0 +1,208 @@
+"""The workers of the four roles, each with typed methods. Where they live is `local.py`'s business (or Ray's).
+
+actor: log-probs and update. reference: log-probs. critic: values and update. The reward model is a reward source
+(`pellucid.rewards`). Every method takes a whole Batch and splits it into micro-batches itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from pellucid.config import AlgoConfig, OptimizerConfig
+from pellucid.core import aggregate, cispo, gspo, kl_loss, masked_mean, nll, ppo_clip, value_clip
+from pellucid.errors import IntegrityError
+from pellucid.execution.learner import Learner, Means, micro_batches, minibatches
+from pellucid.models import CausalLM, ScalarModel, enable_gradient_checkpointing
+from pellucid.types import Batch, StepStats, SupervisedBatch
+
+RATIO_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
+"""How far |log ratio| may be from 0 on a token before the first update: rounding between two batch shapes."""
+
+PolicyLoss = Callable[[Tensor, Tensor, Tensor, Tensor, AlgoConfig], tuple[Tensor, Tensor]]
+POLICY_LOSSES: dict[str, PolicyLoss] = {
+    "ppo": lambda new, old, adv, mask, a: ppo_clip(new, old, adv, a.clip_eps_low, a.clip_eps_high, a.dual_clip),
+    "gspo": lambda new, old, adv, mask, a: gspo(new, old, adv, mask, a.clip_eps_low, a.clip_eps_high),
+    "cispo": lambda new, old, adv, mask, a: cispo(new, old, adv, a.clip_eps_low, a.clip_eps_high),
+}
+
+
+class ReferenceWorker:
+    """A frozen policy that gives log-probs, and entropies, of what was sampled."""
+
+    def __init__(self, model: CausalLM, temperature: float, micro_batch_size: int) -> None:
+        self.model, self.temperature, self.micro_batch_size = model, temperature, micro_batch_size
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """(logprobs, entropy or None), each (B,T), 0 outside action_mask."""
+        logprobs = torch.zeros(batch.input_ids.shape)
+        entropies = torch.zeros(batch.input_ids.shape) if entropy else None
+        for rows, micro in split(batch, self.micro_batch_size, self.model.device):
+            new, ent = self.model.logprobs(
+                micro.input_ids, micro.attention_mask, micro.action_mask, self.temperature, entropy
+            )
+            logprobs[rows, : new.shape[1]] = new.cpu()
+            if entropies is not None and ent is not None:
+                entropies[rows, : new.shape[1]] = ent.cpu()
+        return logprobs, entropies
+
+
+class ActorWorker(ReferenceWorker):
+    """The policy that is trained."""
+
+    def __init__(
+        self, model: CausalLM, temperature: float, algo: AlgoConfig, optimizer: OptimizerConfig,
+        total_updates: int, max_new_tokens: int,
+    ) -> None:
+        super().__init__(model, temperature, algo.micro_batch_size)
+        self.algo, self.max_new_tokens = algo, max_new_tokens
+        if algo.gradient_checkpointing:
+            enable_gradient_checkpointing(model.hf)
+        self.learner = Learner("actor", model.hf, optimizer, total_updates)
+
+    def update(self, batch: Batch, kl_coef: float, seed: int, ptx: Iterator[SupervisedBatch] | None = None) -> StepStats:
+        """num_epochs passes of minibatches over the batch. Returns metrics, named in docs/metrics.md.
+
+        ptx: supervised batches, one per minibatch, weighted by ptx_coef. Raises IntegrityError when the first
+        minibatch's ratio is not 1, a loss or gradient is not finite, or weights do not move.
+        """
+        means, worst = Means(), 0.0
+        first: float | None = None
+        for epoch in range(self.algo.num_epochs):
+            for rows in minibatches(len(batch), self.algo.minibatch_size, seed + epoch):
+                stats, log_ratio = self._minibatch(batch.select(rows), kl_coef, next(ptx) if ptx else None)
+                if first is None:
+                    first = log_ratio
+                    self._check_first_ratio(log_ratio)
+                worst = max(worst, log_ratio)
+                means.add(stats)
+        return means.result("actor/") | {"actor/first_ratio_error": first or 0.0, "actor/log_ratio_max": worst}
+
+    def _minibatch(self, batch: Batch, kl_coef: float, ptx: SupervisedBatch | None) -> tuple[StepStats, float]:
+        """One optimizer step. Returns (metrics, largest |log ratio|)."""
+        self.learner.zero_grad()
+        denominator = self._denominator(batch.action_mask)
+        num_tokens = batch.action_mask.sum().item()
+        means, totals, worst = Means(), {"policy_loss": 0.0}, 0.0
+        for _, micro in split(batch, self.micro_batch_size, self.model.device):
+            mask = micro.action_mask
+            logprobs, _ = self.model.logprobs(micro.input_ids, micro.attention_mask, mask, self.temperature)
+            loss, clipped = POLICY_LOSSES[self.algo.policy_loss](
+                logprobs, micro.get("old_logprobs"), micro.get("advantages"), mask, self.algo
+            )
+            total = aggregate(loss, mask, self.algo.aggregate, denominator)
+            totals["policy_loss"] += total.item()
+            if self.algo.kl_in == "loss" and kl_coef > 0:
+                penalty = kl_loss(logprobs, micro.get("ref_logprobs"), self.algo.kl_loss)
+                penalty = aggregate(penalty, mask, self.algo.aggregate, denominator)
+                totals["kl_loss"] = totals.get("kl_loss", 0.0) + penalty.item()
+                total = total + kl_coef * penalty
+            _require_finite("actor", total)
+            total.backward()
+            log_ratio = (logprobs - micro.get("old_logprobs")).detach()
+            worst = max(worst, log_ratio[mask].abs().max().item())
+            means.add(_ratio_metrics(log_ratio, clipped, mask), mask.sum().item() / num_tokens)
+        if ptx is not None:
+            totals["ptx_loss"] = self._ptx(ptx)
+        return means.result() | totals | self.learner.step(), worst
+
+    def _ptx(self, batch: SupervisedBatch) -> float:
+        """Back-propagate ptx_coef * NLL of a supervised batch; returns the NLL per token."""
+        total = 0.0
+        denominator = batch.loss_mask.sum()
+        for _, micro in split(batch, self.micro_batch_size, self.model.device):
+            logprobs, _ = self.model.logprobs(micro.input_ids, micro.attention_mask, micro.loss_mask, 1.0)
+            loss = aggregate(nll(logprobs), micro.loss_mask, "token", denominator)
+            _require_finite("actor (ptx)", loss)
+            (self.algo.ptx_coef * loss).backward()
+            total += loss.item()
+        return total
+
+    def _denominator(self, mask: Tensor) -> float:
+        """What the whole minibatch's loss is divided by, whatever micro-batches it is split into."""
+        if self.algo.aggregate == "token":
+            return mask.sum().item()
+        sequences = mask.any(1).sum().item()
+        return sequences if self.algo.aggregate == "sequence" else sequences * self.max_new_tokens
+
+    def _check_first_ratio(self, log_ratio: float) -> None:
+        tolerance = RATIO_TOLERANCE[self.model.precision]
+        if not log_ratio <= tolerance:
+            raise IntegrityError(
+                f"actor: before the first update the ratio must be 1, but |log ratio| reaches {log_ratio:.3g} "
+                f"(tolerance {tolerance:g}): the log-probs of this pass and of old_logprobs disagree"
+            )
+
+
+class CriticWorker:
+    """The value function that is trained beside the actor."""
+
+    def __init__(self, model: ScalarModel, algo: AlgoConfig, optimizer: OptimizerConfig, total_updates: int) -> None:
+        self.model, self.algo = model, algo
+        if algo.gradient_checkpointing:
+            enable_gradient_checkpointing(model.hf)
+        self.learner = Learner("critic", model.hf, optimizer, total_updates)
+
+    @torch.no_grad()
+    def values(self, batch: Batch) -> Tensor:
+        """(B,T): value of the state before each action, 0 elsewhere."""
+        values = torch.zeros(batch.input_ids.shape)
+        for rows, micro in split(batch, self.algo.micro_batch_size, self.model.device):
+            new = self.model.values(micro.input_ids, micro.attention_mask, micro.action_mask)
+            values[rows, : new.shape[1]] = new.cpu()
+        return values
+
+    def update(self, batch: Batch, seed: int) -> StepStats:
+        """num_epochs passes of minibatches over the batch; metrics as in docs/metrics.md."""
+        means = Means()
+        for epoch in range(self.algo.num_epochs):
+            for rows in minibatches(len(batch), self.algo.minibatch_size, seed + epoch):
+                means.add(self._minibatch(batch.select(rows)))
+        return means.result("critic/")
+
+    def _minibatch(self, batch: Batch) -> StepStats:
+        self.learner.zero_grad()
+        denominator = batch.action_mask.sum().item()
+        value_loss, clip_fraction = 0.0, 0.0
+        for _, micro in split(batch, self.algo.micro_batch_size, self.model.device):
+            mask = micro.action_mask
+            values = self.model.values(micro.input_ids, micro.attention_mask, mask)
+            loss, clipped = value_clip(
+                values, micro.get("old_values"), micro.get("returns"), self.algo.value_clip_eps
+            )
+            total = aggregate(loss, mask, "token", denominator)
+            _require_finite("critic", total)
+            total.backward()
+            value_loss += total.item()
+            clip_fraction += (clipped & mask).sum().item() / denominator
+        return {"value_loss": value_loss, "clip_fraction": clip_fraction} | self.learner.step()
+
+
+Rows = TypeVar("Rows", Batch, SupervisedBatch)
+
+
+def split(batch: Rows, size: int, device: torch.device) -> Iterator[tuple[Tensor, Rows]]:
+    """(rows, micro-batch on the device)."""
+    for rows in micro_batches(batch.attention_mask.sum(1), size):
+        yield rows, batch.select(rows).to(device)
+
+
+def _ratio_metrics(log_ratio: Tensor, clipped: Tensor, mask: Tensor) -> dict[str, float]:
+    """approx_kl is the k3 estimate of KL(old || current), Schulman's; all are means over action tokens."""
+    ratio = log_ratio.exp()
+    return {
+        "approx_kl": masked_mean(ratio - 1 - log_ratio, mask).item(),
+        "clip_fraction": masked_mean(clipped.float(), mask).item(),
+        "ratio": masked_mean(ratio, mask).item(),
+    }
+
+
+def _require_finite(role: str, loss: Tensor) -> None:
+    if not loss.isfinite():
+        raise IntegrityError(f"{role}: the loss is {loss.item()}")
+
+

@@ -1,0 +1,57 @@
+"""Samples from a saved policy."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pellucid.checkpoint import atomic_write
+from pellucid.config import DataConfig, GenerateConfig
+from pellucid.metrics import Reporter
+from pellucid.models import load_causal_lm, resolve_device
+from pellucid.rollout import EmbeddedEngine
+from pellucid.stages.inputs import load_prompts, load_run_tokenizer, stop_ids
+from pellucid.types import Prompt, SamplingParams
+
+
+def generate(config: GenerateConfig, reporter: Reporter | None = None) -> list[dict[str, Any]]:
+    """One dict per sample: prompt, completion, logprob (nats, of the whole response), tokens, stop_reason.
+
+    Prints them, or writes them to config.output as JSONL. Raises PellucidError for a model or prompt it cannot use.
+    """
+    reporter = reporter or Reporter()
+    device = resolve_device(config.device)
+    data = config.data or DataConfig(source="command line")
+    tokenizer = load_run_tokenizer(config.model, data)
+    model = load_causal_lm(config.model, device, "float32")
+    if config.data:
+        prompts = load_prompts(config.data, tokenizer, config.seed, reporter.say)
+    else:
+        prompts = [Prompt(i, tokenizer(text)["input_ids"], text) for i, text in enumerate(config.prompt)]
+    params = SamplingParams(
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        stop_token_ids=stop_ids(tokenizer, model),
+        samples_per_prompt=config.samples_per_prompt,
+        seed=config.seed,
+    )
+    samples = EmbeddedEngine(model.hf, num_slots=config.num_slots).generate(prompts, params)
+    rows = [
+        {
+            "prompt": sample.prompt.text,
+            "completion": tokenizer.decode(sample.response_ids, skip_special_tokens=True),
+            "logprob": sum(sample.rollout_logprobs),
+            "tokens": len(sample.response_ids),
+            "stop_reason": sample.stop_reason,
+        }
+        for sample in samples
+    ]
+    if config.output:
+        atomic_write(config.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        reporter.say(f"{len(rows)} samples in {config.output}")
+    else:
+        for row in rows:
+            reporter.say(f"{row['prompt']}│{row['completion']}\n  {row['tokens']} tokens, {row['logprob']:.2f} nats\n")
+    return rows

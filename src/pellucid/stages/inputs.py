@@ -1,0 +1,72 @@
+"""From the [data] sections of a config to tokens: read, describe, tokenise, and say what was dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pellucid.config import DataConfig
+from pellucid.data import (
+    PreferenceExample,
+    SupervisedExample,
+    describe,
+    ensure_pad,
+    load_tokenizer,
+    preference_examples,
+    prompts_from,
+    read_rows,
+    stop_token_ids,
+    supervised_examples,
+)
+from pellucid.models import CausalLM
+from pellucid.types import Prompt
+
+Say = Callable[[str], None]
+
+
+def load_run_tokenizer(path: str, data: DataConfig) -> Any:
+    """The model's tokenizer, with a pad token; pad may be the EOS token, since no mask comes from comparing ids."""
+    tokenizer = load_tokenizer(path, data.chat_template)
+    ensure_pad(tokenizer)
+    return tokenizer
+
+
+def stop_ids(tokenizer: Any, model: CausalLM) -> tuple[int, ...]:
+    """Every id that ends a response: the tokenizer's EOS and those of the model's generation config."""
+    generation = getattr(model.hf, "generation_config", None)
+    return stop_token_ids(tokenizer, getattr(generation, "eos_token_id", None))
+
+
+def load_rows(data: DataConfig, seed: int) -> Any:
+    return read_rows(data.source, data.split, data.columns, data.limit, seed)
+
+
+def load_prompts(data: DataConfig, tokenizer: Any, seed: int, say: Say) -> list[Prompt]:
+    rows = load_rows(data, seed)
+    too_long = "truncate_left" if data.too_long == "truncate" else data.too_long
+    prompts, counts = prompts_from(rows, tokenizer, data.max_tokens, too_long)
+    say(describe(rows, tokenizer, wanted=("prompt_only",)))
+    _say_counts(counts, say)
+    return prompts
+
+
+def load_supervised(data: DataConfig, tokenizer: Any, seed: int, say: Say) -> list[SupervisedExample]:
+    rows = load_rows(data, seed)
+    examples, counts = supervised_examples(rows, tokenizer, data.max_tokens, data.too_long)
+    say(describe(rows, tokenizer, wanted=("prompt_completion", "language_modeling")))
+    _say_counts(counts, say)
+    return examples
+
+
+def load_preferences(data: DataConfig, tokenizer: Any, seed: int, say: Say) -> list[PreferenceExample]:
+    rows = load_rows(data, seed)
+    examples, counts = preference_examples(rows, tokenizer, data.max_tokens, data.too_long)
+    say(describe(rows, tokenizer, wanted=("preference",)))
+    _say_counts(counts, say)
+    return examples
+
+
+def _say_counts(counts: dict[str, int], say: Say) -> None:
+    dropped = [f"{n:,} {what.replace('_', ' ')}" for what, n in counts.items() if n and what not in ("rows", "kept")]
+    if dropped:
+        say(f"  of {counts['rows']:,} rows: {', '.join(dropped)}")
