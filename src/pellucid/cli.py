@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from pellucid import __version__
-from pellucid.config import GenerateConfig, PPOConfig, QuickstartConfig, RMConfig, Section, SFTConfig, load_config
+from pellucid.config import (
+    GenerateConfig,
+    PPOConfig,
+    QuickstartConfig,
+    RMConfig,
+    Section,
+    SFTConfig,
+    load_config,
+)
 from pellucid.errors import ConfigError, PellucidError
 
 USAGE = """pellucid {version}: RLHF that can be seen through
@@ -110,7 +118,9 @@ def _print_help(name: str, model: type[Section]) -> None:
     """Every key with its meaning, type and default, drawn from the config models."""
     import tyro
 
-    tyro.cli(model, prog=f"pellucid {name} [CONFIG.toml]", args=["--help"], config=(tyro.conf.AvoidSubcommands,))
+    tyro.cli(
+        model, prog=f"pellucid {name} [CONFIG.toml]", args=["--help"], config=(tyro.conf.AvoidSubcommands,)
+    )
 
 
 if __name__ == "__main__":

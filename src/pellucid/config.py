@@ -34,7 +34,9 @@ TooLong = Literal["error", "skip", "truncate"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 class RunConfig(Section):
@@ -76,7 +78,9 @@ class NewModelConfig(Section):
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
         return self
 
 
@@ -309,12 +313,16 @@ class PPOConfig(Section):
             )
         _at_most(algo, "algo", "micro_batch_size", "minibatch_size")
         if algo.advantage in GROUP_ADVANTAGES and rollout.samples_per_prompt < 2:
-            raise ValueError(f"algo.advantage {algo.advantage!r} compares samples of one prompt: "
-                             f"rollout.samples_per_prompt is {rollout.samples_per_prompt}, it must be at least 2")
+            raise ValueError(
+                f"algo.advantage {algo.advantage!r} compares samples of one prompt: "
+                f"rollout.samples_per_prompt is {rollout.samples_per_prompt}, it must be at least 2"
+            )
         if algo.ptx_coef > 0 and self.ptx_data is None:
             raise ValueError(f"algo.ptx_coef {algo.ptx_coef} needs [ptx_data]")
         if algo.kl_target is not None and algo.kl_coef == 0:
-            raise ValueError("algo.kl_target cannot steer algo.kl_coef 0: it is changed by factors, start above 0")
+            raise ValueError(
+                "algo.kl_target cannot steer algo.kl_coef 0: it is changed by factors, start above 0"
+            )
         if self.models.critic and algo.advantage != "gae":
             raise ValueError(f"models.critic is set, but algo.advantage {algo.advantage!r} has no critic")
         return self
@@ -378,10 +386,14 @@ def _at_most(section: Section, name: str, small: str, large: str) -> None:
 C = TypeVar("C", bound=Section)
 
 
-def load_config(model: type[C], path: Path | None, overrides: list[str], defaults: dict[str, Any] | None = None) -> C:
+def load_config(
+    model: type[C], path: Path | None, overrides: list[str], defaults: dict[str, Any] | None = None
+) -> C:
     """Defaults, then the TOML file, then `--a.b-c value` flags; validated once. Raises ConfigError, one line a fault."""
     tree = _merge(dict(defaults or {}), _read_toml(path) if path else {})
-    return validate(model, _merge(tree, _parse_overrides(model, overrides)), str(path) if path else "command line")
+    return validate(
+        model, _merge(tree, _parse_overrides(model, overrides)), str(path) if path else "command line"
+    )
 
 
 def validate(model: type[C], tree: dict[str, Any], where: str) -> C:
@@ -513,5 +525,7 @@ def _explain(model: type[Section], fault: Any) -> str:
 def _unknown(section: str, name: str, known: dict[str, Any]) -> str:
     where = f"[{section}]" if section else "the top level"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}" if known else "it has no keys"
+    hint = (
+        f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}" if known else "it has no keys"
+    )
     return f"unknown key {'.'.join(p for p in (section, name) if p)!r} in {where}; {hint}"

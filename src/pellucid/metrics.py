@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from pellucid.errors import ConfigError
@@ -71,11 +79,15 @@ class TrackerSink:
 class Metrics:
     """All sinks of one run."""
 
-    def __init__(self, path: Path, loggers: tuple[str, ...], first_step: int = 0, keep_bytes: int = 0) -> None:
+    def __init__(
+        self, path: Path, loggers: tuple[str, ...], first_step: int = 0, keep_bytes: int = 0
+    ) -> None:
         self._jsonl = JsonlSink(path / "metrics.jsonl", keep_bytes)
         self._sinks: list[Sink] = [self._jsonl]
         for name in loggers:
-            self._sinks.append(TensorBoardSink(path, first_step) if name == "tensorboard" else TrackerSink(name, path))
+            self._sinks.append(
+                TensorBoardSink(path, first_step) if name == "tensorboard" else TrackerSink(name, path)
+            )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for sink in self._sinks:
@@ -96,7 +108,9 @@ def _require(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ConfigError(f"run.loggers has {extra!r}, which is not installed: pip install 'pellucid[{extra}]'") from None
+        raise ConfigError(
+            f"run.loggers has {extra!r}, which is not installed: pip install 'pellucid[{extra}]'"
+        ) from None
 
 
 class Reporter:
@@ -120,8 +134,16 @@ class Reporter:
 
     @contextmanager
     def progress(self, label: str, total: int, done: int = 0) -> Iterator[None]:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
+        ) as bar:
             self._progress, self._task = bar, bar.add_task(label, total=total, completed=done)
             try:
                 yield
@@ -138,7 +160,9 @@ class Reporter:
         widths = [max(len(name), 8) for name in figures]
         if tuple(figures) != self._columns:
             self._columns = tuple(figures)
-            self.say("  ".join(["step".rjust(6), *(n.rjust(w) for n, w in zip(figures, widths, strict=True))]))
+            self.say(
+                "  ".join(["step".rjust(6), *(n.rjust(w) for n, w in zip(figures, widths, strict=True))])
+            )
         cells = [_format(v).rjust(w) for v, w in zip(figures.values(), widths, strict=True)]
         self.say("  ".join([str(step).rjust(6), *cells]))
 

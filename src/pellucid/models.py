@@ -39,7 +39,12 @@ class CausalLM:
         return next(self.hf.parameters()).device
 
     def logprobs(
-        self, input_ids: Tensor, attention_mask: Tensor, mask: Tensor, temperature: float, entropy: bool = False
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        mask: Tensor,
+        temperature: float,
+        entropy: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probs, and the entropy if asked, of the tokens under mask.
 
@@ -51,7 +56,13 @@ class CausalLM:
             hidden = _hidden_states(self.hf, input_ids, attention_mask, self.packing)
         before = _flat_index(attention_mask)[mask] - 1
         logprobs, entropies = token_logprobs(
-            hidden[before], self.head.weight, self.head.bias, input_ids[mask], temperature, self.softcap, entropy
+            hidden[before],
+            self.head.weight,
+            self.head.bias,
+            input_ids[mask],
+            temperature,
+            self.softcap,
+            entropy,
         )
         return _scatter(logprobs, mask), None if entropies is None else _scatter(entropies, mask)
 
@@ -252,7 +263,12 @@ def load_causal_lm(path: str, device: str, precision: Precision, packing: bool =
 
 
 def load_scalar_model(
-    path: str, device: str, precision: Precision, pad_id: int | None, packing: bool = False, seed: int | None = None
+    path: str,
+    device: str,
+    precision: Precision,
+    pad_id: int | None,
+    packing: bool = False,
+    seed: int | None = None,
 ) -> ScalarModel:
     """A reward model or critic. With a seed, a model without the head gets a fresh one (normal, variance 1/(H+1), as
     Stiennon et al. 2020); without, its absence is a DataError."""
@@ -274,8 +290,19 @@ def load_scalar_model(
 
 
 def new_causal_lm(
-    *, vocab_size: int, hidden_size: int, num_layers: int, num_heads: int, intermediate_size: int, context: int,
-    eos_id: int, pad_id: int, seed: int, device: str, precision: Precision, packing: bool = False,
+    *,
+    vocab_size: int,
+    hidden_size: int,
+    num_layers: int,
+    num_heads: int,
+    intermediate_size: int,
+    context: int,
+    eos_id: int,
+    pad_id: int,
+    seed: int,
+    device: str,
+    precision: Precision,
+    packing: bool = False,
 ) -> CausalLM:
     """A Llama with tied embeddings and weights drawn from the seed."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -335,7 +362,9 @@ def resolve_precision(precision: str, device: str) -> Precision:
     """auto: bfloat16 where the hardware is faster at it (CUDA from Ampere on, CPUs with AVX512-BF16 or AMX)."""
     if precision != "auto":
         return precision  # type: ignore[return-value]
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bfloat16()
+    fast = (
+        torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bfloat16()
+    )
     return "bfloat16" if fast else "float32"
 
 

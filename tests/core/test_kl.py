@@ -179,6 +179,8 @@ def test_kl_shaped_rewards_equal_a_loop(rows, columns, seed, kl_coef):
 def test_kl_shaped_rewards_are_detached_and_check_their_shapes():
     kl, mask = torch.ones(2, 3, requires_grad=True), torch.ones(2, 3, dtype=torch.bool)
     assert not kl_shaped_rewards(torch.ones(2), kl, mask, 0.1).requires_grad
+    assert kl_shaped_rewards(torch.tensor([1, 2]), kl, mask, 0.0)[:, -1].tolist() == [1.0, 2.0]
+    assert kl_shaped_rewards(torch.ones(2, dtype=torch.float64), kl, mask, 0.1).dtype == kl.dtype
     with pytest.raises(ValueError, match=r"scores \(2, 1\)"):
         kl_shaped_rewards(torch.ones(2, 1), kl, mask, 0.1)
     with pytest.raises(ValueError, match="kl_shaped_rewards: shapes differ"):

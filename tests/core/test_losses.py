@@ -158,8 +158,8 @@ def test_gspo_equals_the_sequence_objective_in_value_and_gradient(case):
 
 
 def test_gspo_resolves_its_tight_clip_range_in_float32():
-    # The mean log-ratio is near 2.8e-4, the paper's clip 3e-4. Adding an unlikely token's logprob to it, before
-    # subtracting it again, would round it to a multiple of 2^-18 = 4e-6.
+    # The mean log-ratio is near 2.8e-4, the paper's clip 3e-4. Adding an unlikely token's logprob to it,
+    # before subtracting it again, would round it to a multiple of 2^-18 = 4e-6.
     logprobs = torch.tensor([[-50.0, -0.01, -0.02, -0.03]])
     old_logprobs = (logprobs.double() - 2.8e-4).float()
     s = (logprobs - old_logprobs).double().mean().exp().item()

@@ -182,11 +182,8 @@ def degenerate_groups(scores: Tensor, group_ids: Tensor) -> int:
     """
     _require_groups("degenerate_groups", scores, group_ids)
     ids, index = torch.unique(group_ids, return_inverse=True)
-    lowest, highest = (
-        _group_extreme(scores, index, len(ids), "amin"),
-        _group_extreme(scores, index, len(ids), "amax"),
-    )
-    return int((lowest == highest).sum())
+    lowest = _group_extreme(scores, index, len(ids), "amin")
+    return int((lowest == _group_extreme(scores, index, len(ids), "amax")).sum())
 
 
 def _group_deviation(caller: str, scores: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:

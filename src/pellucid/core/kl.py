@@ -41,13 +41,13 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str) -> Tensor:
 def kl_loss(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k2") -> Tensor:
     """A per-token KL penalty to differentiate, on tokens sampled from the current policy.
 
-    Where its gradient points, in expectation over such tokens:
+    In expectation over such tokens, its gradient is
 
-    "k1"            nowhere: it is the score function, whose expectation is 0
-    "k2"            down KL(pi || ref): the default, and correct
-    "k3"            down KL(ref || pi), the other direction (the form of the GRPO paper)
-    "k3_corrected"  down KL(pi || ref): k3 times the live ratio pi / sg(pi), which is 1 in value and carries
-                    k3 * grad log pi, the part of the gradient that plain k3 drops
+    "k1"            0: it is the score function, so this penalty does nothing but add noise
+    "k2"            that of KL(pi || ref): the default, and correct
+    "k3"            that of KL(ref || pi), the other direction (the form of the GRPO paper)
+    "k3_corrected"  that of KL(pi || ref): k3 times the live ratio pi / sg(pi), which is 1 in value and
+                    carries k3 * grad log pi, the part of the gradient that plain k3 drops
 
     [Schulman 2020; Tang & Munos 2025, "On a few pitfalls in KL divergence gradient estimation for RL"]
 
@@ -84,7 +84,7 @@ def kl_shaped_rewards(scores: Tensor, kl: Tensor, action_mask: Tensor, kl_coef: 
     columns = torch.arange(kl.shape[1], device=kl.device)
     last_action = torch.where(keep, columns, -1).amax(dim=1, keepdim=True)
     rewards = torch.where(keep, -kl_coef * kl, 0)
-    return rewards + torch.where(columns == last_action, scores[:, None], 0)
+    return rewards + torch.where(columns == last_action, scores[:, None].to(kl.dtype), 0)
 
 
 class FixedKL:

@@ -26,8 +26,8 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     if not bool((count > 0).all()):
         raise ValueError("masked_mean: the mask selects nothing to average" + _along(dim))
     kept = torch.where(keep, x, 0)
-    # Summed in float64: float32 sums of many equal numbers drift, and whitening divides that drift by a
-    # variance of 0.
+    # Summed in float64: float32 sums of many equal numbers drift, and whitening divides the drift by a
+    # standard deviation near 0.
     total = kept.sum(dtype=torch.float64) if dim is None else kept.sum(dim, dtype=torch.float64)
     return (total / count).to(x.dtype)
 
@@ -56,8 +56,7 @@ def aggregate(
 
     "token"     sum(x * mask) / denominator; default: the number of tokens in the mask  [DAPO, Yu et al. 2025]
     "sequence"  sum over sequences of each one's mean / denominator; default: the number of sequences that
-    have at
-                least one token in the mask                                           [GRPO, Shao et al. 2024]
+                have at least one token in the mask                                   [GRPO, Shao et al. 2024]
     "constant"  sum(x * mask) / denominator, which must be given, such as B * max_new_tokens
                                                                                    [Dr. GRPO, Liu et al. 2025]
 
@@ -135,7 +134,7 @@ def _attach_slope(x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
 
 
 class _Slope(torch.autograd.Function):
-    """`value`, as a function of x with derivative `slope`; a gradient of exactly 0 stays 0."""
+    """`value`, as a function of x whose derivative is `slope`; a gradient of 0 stays 0, be the slope nan."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, slope: Tensor) -> Tensor:

@@ -16,16 +16,16 @@ def require_template(tokenizer: Any) -> None:
     """Raises DataError when conversational data meets a tokenizer without a chat template."""
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(
-            f"the data set is conversational, but the tokenizer {tokenizer.name_or_path or ''} has no chat template. "
-            "Give a Jinja file with `chat_template: PATH`, or use plain text fields."
+            f"the data set is conversational, but the tokenizer {tokenizer.name_or_path or ''} has no chat "
+            "template. Give a Jinja file with `chat_template: PATH`, or use plain text fields."
         )
 
 
 def render(tokenizer: Any, messages: Sequence[Message], reply_follows: bool) -> str:
-    """Messages as text. reply_follows: end with the header of the assistant's turn, ready for its first token.
+    """Messages as text. reply_follows: end with the header of the assistant's turn, ready for its words.
 
-    When the last message is the assistant's own, the reply goes on from it, as TRL does. Raises DataError with the
-    template's own words.
+    When the last message is the assistant's own, the reply goes on from it, as TRL does. Raises DataError
+    with the template's own words.
     """
     require_template(tokenizer)
     unfinished = reply_follows and messages[-1]["role"] == "assistant"
@@ -43,8 +43,9 @@ def render(tokenizer: Any, messages: Sequence[Message], reply_follows: bool) -> 
 def segments(tokenizer: Any, messages: Sequence[Message], first_trained: int = 0) -> list[Segment]:
     """A conversation as text pieces; the assistant's turns from message `first_trained` on are trained on.
 
-    Each assistant turn starts where the template, asked for a reply, stops, and ends where the conversation up to it
-    ends. That needs a template whose text for n messages begins its text for n+1: DataError when it does not.
+    Each assistant turn starts where the template, asked for a reply, stops, and ends where the conversation
+    up to it ends. That needs a template whose text for n messages begins its text for n+1: DataError when it
+    does not.
     """
     pieces: list[Segment] = []
     done = ""
@@ -65,16 +66,17 @@ def segments(tokenizer: Any, messages: Sequence[Message], first_trained: int = 0
 def _rest(beginning: str, text: str, turn: int) -> str:
     if not text.startswith(beginning):
         raise DataError(
-            f"the chat template is not prefix-stable: its text up to message {turn + 1} does not begin with its text "
-            "before it, so the assistant's tokens cannot be told exactly. Use a template that renders turns one by one."
+            f"the chat template is not prefix-stable: its text up to message {turn + 1} does not begin with "
+            "its text before it, so the assistant's tokens cannot be told exactly. Use a template that "
+            "renders turns one by one."
         )
     return text[len(beginning) :]
 
 
-def special_ids(tokenizer: Any) -> set[int]:
-    """Ids of control tokens: the named ones (eos, pad, ...), and added ones marked special, such as <|im_end|>."""
+def control_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of control tokens: the named ones (eos, pad, ...) and those added as special, as <|im_end|> is."""
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | set(tokenizer.all_special_ids)
+    return frozenset(added | set(tokenizer.all_special_ids))
 
 
 def end_of_turn_id(tokenizer: Any) -> int | None:
@@ -82,16 +84,18 @@ def end_of_turn_id(tokenizer: Any) -> int | None:
     if not getattr(tokenizer, "chat_template", None):
         return None
     try:
-        pieces = segments(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        pieces = segments(
+            tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        )
     except DataError:
         return None
-    ids = without_tail(tokenizer, tokenizer(pieces[-1][0], add_special_tokens=False)["input_ids"])
-    return ids[-1] if ids and ids[-1] in special_ids(tokenizer) else None
+    control = control_ids(tokenizer)
+    ids = without_tail(tokenizer, tokenizer(pieces[-1][0], add_special_tokens=False)["input_ids"], control)
+    return ids[-1] if ids and ids[-1] in control else None
 
 
-def without_tail(tokenizer: Any, ids: list[int]) -> list[int]:
-    """Without the blanks after a closing control token: ChatML writes a newline there, which no sampler produces."""
-    control = special_ids(tokenizer)
+def without_tail(tokenizer: Any, ids: list[int], control: frozenset[int]) -> list[int]:
+    """Without the blanks after a closing control token: ChatML has a newline there, no sampler does."""
     for end in range(len(ids), 0, -1):
         if ids[end - 1] in control:
             return ids[:end]

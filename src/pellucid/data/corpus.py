@@ -1,12 +1,13 @@
 """The built-in corpus: short replies to guests' messages, drawn from a seed, no file or network needed.
 
-Two kinds of prompt: a guest complains about an item, or praises it. A reply has up to four sentences: opener, reason,
-promise, closing; each is good, plain or bad, and how often depends on the writer's mood of that reply. So replies to
-one prompt differ a lot in what `gold.gold_score` thinks of them, and most of them leave much room above.
+Two kinds of prompt: a guest complains about an item, or praises it. A reply has up to four sentences: opener,
+reason, promise, closing; each is good, plain or bad, and how often depends on the writer's mood of that
+reply. So replies to one prompt differ a lot in what `gold.gold_score` thinks of them, and most of them leave
+much room above.
 
-What never occurs in these texts is what an over-optimised policy will find: sentences or kind words said twice,
-several promises, remedies of another business, endless replies. A reward model trained here has no opinion on them;
-the gold preference has.
+What never occurs in these texts is what an over-optimised policy will find: sentences or kind words said
+twice, several promises, remedies of another business, endless replies. A reward model trained here has no
+opinion on them; the gold preference has.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ SPOKEN = {"opener": 0.9, "reason": 0.6, "promise": 0.75, "closing": 0.6}
 """Probability that a reply has the sentence; a reply has two at least."""
 WRONG_ITEM = 0.12
 """Probability that a sentence names another item of the same business by mistake."""
+MAX_WORDS = 34
+"""Longer replies are drawn again, so that a small policy can be given a short limit."""
 HELD_OUT = 8
 """One prompt in this many is never used for training."""
 
@@ -48,9 +51,10 @@ SIZES = {
 def corpus_rows(name: str, seed: int = 0, count: int = 0, label_noise: float = LABEL_NOISE) -> list[Row]:
     """Rows of one part of the corpus; the same arguments give the same bytes on every machine.
 
-    name: "sft" (prompt, completion), "preferences" and "preferences_heldout" (prompt, chosen, rejected), "prompts"
-    and "prompts_heldout" (prompt). count: number of rows, 0 for the part's usual size; fewer rows are the beginning of
-    more. label_noise: share of swapped pairs, of "preferences" only. Raises DataError: unknown name.
+    name: "sft" (prompt, completion), "preferences" and "preferences_heldout" (prompt, chosen, rejected),
+    "prompts" and "prompts_heldout" (prompt). count: number of rows, 0 for the part's usual size; fewer rows
+    are the beginning of more. label_noise: share of swapped pairs, of "preferences" only. Raises DataError:
+    unknown name.
     """
     if name not in SIZES:
         raise DataError(f"corpus:{name} does not exist; there are {', '.join('corpus:' + n for n in SIZES)}")
@@ -69,7 +73,7 @@ def corpus_rows(name: str, seed: int = 0, count: int = 0, label_noise: float = L
 
 
 def is_held_out(prompt: str) -> bool:
-    """Whether a prompt belongs to evaluation. It depends on the prompt alone, so no seed mixes the two sides."""
+    """Whether a prompt belongs to evaluation: told by the prompt alone, so that no seed mixes the sides."""
     return hashlib.blake2b(prompt.encode(), digest_size=2).digest()[0] % HELD_OUT == 0
 
 
@@ -109,7 +113,7 @@ def _supervised(random: Random, prompt: str, facts: Facts) -> Row:
 
 
 def _pair(random: Random, prompt: str, facts: Facts, noise: float) -> Row:
-    first = _reply(random, facts)
+    first = second = _reply(random, facts)
     gap = 0.0
     while abs(gap) < MIN_GAP:
         second = _reply(random, facts)
@@ -121,6 +125,13 @@ def _pair(random: Random, prompt: str, facts: Facts, noise: float) -> Row:
 
 
 def _reply(random: Random, facts: Facts) -> str:
+    while True:
+        reply = _any_reply(random, facts)
+        if len(reply.split()) <= MAX_WORDS:
+            return reply
+
+
+def _any_reply(random: Random, facts: Facts) -> str:
     slots = COMPLAINT if facts["kind"] == "complaint" else PRAISE
     domain = next(d for d in DOMAINS if facts["item"] in d.items)
     weights = MOODS[random.choice(tuple(MOODS))]

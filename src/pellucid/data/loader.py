@@ -16,9 +16,10 @@ T = TypeVar("T")
 class Loader(Generic[T]):
     """Endless batches of `batch_size` items.
 
-    The order of an epoch is a permutation derived from (seed, epoch) alone, or the given order without `shuffle`. A
-    batch that reaches the end of an epoch is filled up from the next one, so every batch is full and each item is seen
-    once per epoch. A batch larger than the data set spans several epochs and holds items more than once.
+    The order of an epoch is a permutation derived from (seed, epoch) alone, or the given order without
+    `shuffle`. A batch that reaches the end of an epoch is filled up from the next one, so every batch is full
+    and each item is seen once per epoch. A batch larger than the data set spans several epochs and holds
+    items more than once.
 
     epoch, cursor: where the next batch starts. Because they say everything, batch_size may change on resume.
     Raises DataError for no items, and on load_state_dict for a state of other data or another seed.
@@ -69,7 +70,8 @@ class Loader(Generic[T]):
         for name, here in self.state_dict().items():
             if name in ("seed", "size", "shuffle") and state[name] != here:
                 raise DataError(
-                    f"cannot resume the data order: {name} was {state[name]} when the state was saved and is {here} now"
+                    f"cannot resume the data order: {name} was {state[name]} when the state was saved, "
+                    f"and is {here} now"
                 )
         self.epoch, self.cursor = state["epoch"], state["cursor"]
         self._order = self._permutation()

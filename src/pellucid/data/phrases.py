@@ -1,6 +1,7 @@
-"""What the built-in corpus is made of: guests' messages to six small businesses, and sentences of their replies.
+"""What the built-in corpus is made of: guests' messages to six businesses, and sentences of their replies.
 
-Only word lists. `corpus.py` draws texts from them; `gold.py` judges texts, and keeps its own weights to itself.
+Only word lists. `corpus.py` draws texts from them; `gold.py` judges texts, and keeps its own weights to
+itself.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Domain:
-    """One business. problems, praises: what a guest says of an item. causes: follow "because". remedies: follow "We
-    will"."""
+    """One business.
+
+    problems, praises: what a guest says of an item. causes: follow "because". remedies: follow "We will".
+    """
 
     items: tuple[str, ...]
     problems: tuple[str, ...]
@@ -52,7 +55,7 @@ DOMAINS = (
     Domain(
         ("lesson", "concert", "film", "play", "lecture", "workshop", "exhibition", "game", "class", "quiz"),
         ("was too short", "started late", "was too loud", "was hard to follow", "felt boring"),
-        ("was exciting", "was well planned", "taught me a lot", "made me laugh"),
+        ("was exciting", "was well planned", "was worth every minute", "was great fun"),
         ("the speaker was delayed", "the hall was double booked", "the sound desk failed"),
         ("give you two free tickets", "repeat it for you", "find a quieter hall"),
     ),
@@ -64,19 +67,25 @@ DOMAINS = (
         ("repair it for free", "lend you another one", "test it twice"),
     ),
 )
-NAMES = tuple(
-    "Anna Ben Clara David Emma Felix Grace Henry Ivy Jack Kate Leo Mia Noah Olga Paul Rosa Sam Tina Victor".split()
+NAMES = (
+    *("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Ivy", "Jack"),
+    *("Kate", "Leo", "Mia", "Noah", "Olga", "Paul", "Rosa", "Sam", "Tina", "Victor"),
 )
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 PROMPT = "{name}: The {item} {said} on {day}.\nReply:\n"
 
-EFFORTS = ("the team plans every detail", "we check everything twice", "we love this work", "every guest matters")
+EFFORTS = (
+    "the team plans every detail",
+    "we check everything twice",
+    "we love this work",
+    "every guest matters",
+)
 THANKS = ("tell the whole team", "share your words with the team", "save the same one for you")
 """What is promised to a guest who praised something: follows "We will", like a remedy."""
 WHENS = ("today", "by tomorrow", "this week", "before the weekend", "next month")
 
-# Slot -> quality -> sentences. {item} is what the guest named, or now and then another thing by mistake; {said} is the
-# guest's own predicate.
+# Slot -> quality -> sentences. {item} is what the guest named, or now and then another thing by mistake;
+# {said} is the guest's own predicate.
 Slot = dict[str, tuple[str, ...]]
 COMPLAINT: dict[str, Slot] = {
     "opener": {

@@ -34,7 +34,7 @@ class Rows(list[Row]):
 
 
 def where(rows: Sequence[Row], index: int) -> str:
-    """The place of a row as a user would look for it: "pairs.jsonl:12", or "row 12 of pairs.parquet" (from 1)."""
+    """The place of a row as a user looks for it: "pairs.jsonl:12", or "row 12 of pairs.parquet" (from 1)."""
     if not isinstance(rows, Rows):
         return f"row {index + 1}"
     if rows.lines is None:
@@ -52,10 +52,11 @@ def read_rows(
     """All rows of a source, or its first `limit` (0 means all).
 
     source: a path that ends in .jsonl, .jsonl.gz or .parquet; "corpus:NAME", which is drawn from `seed`;
-    "hub:org/name" or "hub:org/name/config". split: of a Hub data set only. columns: renames fields, ours <- theirs,
-    as in {"prompt": "question"}.
+    "hub:org/name" or "hub:org/name/config". split: of a Hub data set only. columns: renames fields, ours <-
+    theirs, as in {"prompt": "question"}.
 
-    Raises DataError: missing or unreadable source, no rows at all, a row without a field that `columns` names.
+    Raises DataError: missing or unreadable source, no rows at all, a row without a field that `columns`
+    names.
     """
     if source.startswith("corpus:"):
         from pellucid.data.corpus import corpus_rows
@@ -80,13 +81,14 @@ def _renamed(rows: Rows, columns: Mapping[str, str]) -> Rows:
                 f"the row has {', '.join(sorted(row)) or 'no fields'}"
             )
     renamed = [
-        {k: v for k, v in row.items() if k not in theirs} | {ours: row[name] for ours, name in columns.items()}
+        {k: v for k, v in row.items() if k not in theirs}
+        | {ours: row[name] for ours, name in columns.items()}
         for row in rows
     ]
     return Rows(renamed, rows.source, rows.lines)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 
 
 def check_file(path: str | Path) -> Path:
@@ -164,7 +166,7 @@ def _parquet_rows(file: Path, limit: int) -> list[Row]:
     return rows
 
 
-# --- the Hub ----------------------------------------------------------------------------------------------------------
+# --- the Hub ------------------------------------------------------------------------------------------------
 
 
 def _from_hub(name: str, split: str, limit: int) -> list[Row]:
@@ -175,21 +177,30 @@ def _from_hub(name: str, split: str, limit: int) -> list[Row]:
         import datasets
     except ImportError as error:
         raise DataError(f"hub:{name} needs the `datasets` package: pip install 'pellucid[hub]'") from error
-    if not datasets.config.HF_HUB_OFFLINE and not hub_reachable():
+    if not hub_offline() and not hub_reachable():
         raise DataError(
             f"hub:{name}: the Hub cannot be reached. Set HF_HUB_OFFLINE=1 if the data set is in the cache, "
             "or give a .jsonl or .parquet path."
         )
     try:
         found = datasets.load_dataset("/".join(parts[:2]), *parts[2:], split=split)
-    except Exception as error:  # the Hub's client raises a dozen kinds, from its own packages and from its HTTP ones
+    except (
+        Exception
+    ) as error:  # the Hub's client raises a dozen kinds, from its own packages and from its HTTP ones
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"hub:{name} (split {split!r}) could not be loaded: {reason}") from error
-    return list(found.select(range(min(limit, len(found)))) if limit else found)
+    return [dict(row) for row in (found.select(range(min(limit, len(found)))) if limit else found)]
+
+
+def hub_offline() -> bool:
+    """Whether the user told the Hub's client to use its cache only (HF_HUB_OFFLINE=1)."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
 
 
 def hub_reachable(timeout: float = 5.0) -> bool:
-    """Whether anything answers at the Hub's address within `timeout` seconds, through the proxy if one is set.
+    """Whether anything answers at the Hub's address within `timeout` seconds, through a proxy if one is set.
 
     The Hub's own client retries a dead network for about 45 seconds before it says so.
     """
@@ -199,7 +210,9 @@ def hub_reachable(timeout: float = 5.0) -> bool:
     except urllib.error.HTTPError:
         return True  # it answered, if only with a refusal
     except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # someone is there; the Hub's client may know the certificate
+        return isinstance(
+            error.reason, ssl.SSLError
+        )  # someone is there; the Hub's client may know the certificate
     except (OSError, ValueError):
         return False
     return True

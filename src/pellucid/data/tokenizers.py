@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.data.chat import end_of_turn_id
-from pellucid.data.sources import hub_reachable, nearest
+from pellucid.data.sources import hub_offline, hub_reachable, nearest
 from pellucid.errors import DataError
 
 CHAT_TEMPLATE = (
@@ -17,14 +17,14 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-"""The smallest template that is prefix-stable: a control token opens each turn, EOS closes the assistant's."""
+"""The smallest prefix-stable template: a control token opens each turn, EOS closes the assistant's."""
 
 
 def load_tokenizer(path: str | Path, chat_template: str | Path | None = None) -> Any:
     """A Hugging Face tokenizer from a folder, or by Hub name from the cache or the network.
 
-    chat_template: a Jinja file that replaces the tokenizer's own template. The network is asked whether it is there
-    before the Hub's client, which would retry for most of a minute. Raises DataError.
+    chat_template: a Jinja file that replaces the tokenizer's own template. The network is asked whether it is
+    there before the Hub's client, which would retry for most of a minute. Raises DataError.
     """
     from transformers import AutoTokenizer
 
@@ -36,14 +36,16 @@ def load_tokenizer(path: str | Path, chat_template: str | Path | None = None) ->
         source, local = str(folder), True
     else:
         source, local = str(path), _cached(str(path))
-        if not local and not hub_reachable():
+        if not local and not hub_offline() and not hub_reachable():
             raise DataError(
-                f"tokenizer {path}: no such folder, it is not in the Hub's cache, and the Hub cannot be reached. "
-                "Give the folder of a downloaded model."
+                f"tokenizer {path}: no such folder, it is not in the Hub's cache, and the Hub cannot be "
+                "reached. Give the folder of a downloaded model."
             )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-    except Exception as error:  # a broken tokenizer.json raises bare Exception from Rust; the Hub has its own kinds
+    except (
+        Exception
+    ) as error:  # a broken tokenizer.json raises bare Exception from Rust; the Hub has its own kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"tokenizer {path} could not be loaded: {reason}") from error
     if chat_template is not None:
@@ -58,7 +60,9 @@ def _looks_local(path: str | Path) -> bool:
 def _cached(name: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return any(isinstance(try_to_load_from_cache(name, f), str) for f in ("tokenizer_config.json", "tokenizer.json"))
+    return any(
+        isinstance(try_to_load_from_cache(name, f), str) for f in ("tokenizer_config.json", "tokenizer.json")
+    )
 
 
 def _read_template(file: Path) -> str:
@@ -73,8 +77,8 @@ def _read_template(file: Path) -> str:
 def ensure_pad(tokenizer: Any) -> int:
     """The pad id; a tokenizer without a pad token gets its EOS as one, in place.
 
-    That is safe because masks come from lengths and from generation, never from comparing ids. Raises DataError
-    without an EOS token: nothing could then end a completion.
+    That is safe because masks come from lengths and from generation, never from comparing ids. Raises
+    DataError without an EOS token: nothing could then end a completion.
     """
     if tokenizer.eos_token_id is None:
         raise DataError(
@@ -83,12 +87,18 @@ def ensure_pad(tokenizer: Any) -> int:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer.eos_token_id
     return tokenizer.pad_token_id
 
 
-def stop_token_ids(tokenizer: Any, generation_config_eos: int | Sequence[int] | None = None) -> tuple[int, ...]:
-    """Ids that end a response, sorted, each once: the tokenizer's EOS, the generation config's (one or several), and
-    the control token with which the chat template ends an assistant turn."""
+def stop_token_ids(
+    tokenizer: Any, generation_config_eos: int | Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """Ids that end a response, sorted, each once.
+
+    They are the tokenizer's EOS, the generation config's (one or several), and the control token with which
+    the chat template ends an assistant turn.
+    """
     given = generation_config_eos
     ids = {tokenizer.eos_token_id, end_of_turn_id(tokenizer)}
     ids |= {given} if isinstance(given, int) else set(given or ())
@@ -98,11 +108,12 @@ def stop_token_ids(tokenizer: Any, generation_config_eos: int | Sequence[int] | 
 def train_bpe(
     texts: Iterable[str], vocab_size: int, eos: str = "<|end|>", pad: str = "<|pad|>", chat: bool = False
 ) -> Any:
-    """A byte-level BPE tokenizer learnt from texts: any text can be encoded, and the same texts give the same one.
+    """A byte-level BPE tokenizer learnt from texts. It encodes any text; the same texts give the same one.
 
-    vocab_size: tokens, control tokens and the 256 bytes included; the result may be smaller when the texts offer no
-    more merges, so size a model by len(tokenizer). chat: adds <|system|>, <|user|>, <|assistant|> and CHAT_TEMPLATE.
-    save_pretrained writes a folder that AutoTokenizer loads. Raises DataError: a vocabulary too small, or no texts.
+    vocab_size: tokens, control tokens and the 256 bytes included; the result may be smaller when the texts
+    offer no more merges, so size a model by len(tokenizer). chat: adds <|system|>, <|user|>, <|assistant|>
+    and CHAT_TEMPLATE. save_pretrained writes a folder that AutoTokenizer loads. Raises DataError: a
+    vocabulary too small, or no texts.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -110,7 +121,9 @@ def train_bpe(
     roles = ["<|system|>", "<|user|>", "<|assistant|>"] if chat else []
     control = [eos, *([pad] if pad != eos else []), *roles]
     if vocab_size < 256 + len(control):
-        raise DataError(f"vocab_size is {vocab_size}; 256 bytes and {len(control)} control tokens are the least")
+        raise DataError(
+            f"vocab_size is {vocab_size}; 256 bytes and {len(control)} control tokens are the least"
+        )
     texts = list(texts)
     if not any(texts):
         raise DataError("no text to train a tokenizer on")

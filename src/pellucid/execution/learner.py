@@ -33,7 +33,11 @@ class Learner:
             {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0},
         ]
         self._adam = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=config.lr, betas=(0.9, config.beta2), eps=ADAM_EPS, fused=True
+            [g for g in groups if g["params"]],
+            lr=config.lr,
+            betas=(0.9, config.beta2),
+            eps=ADAM_EPS,
+            fused=True,
         )
         self._fingerprints = [_fingerprint(p) for _, p in named]
 
@@ -59,8 +63,12 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_([p for _, p in self._named], self.config.max_grad_norm)
         grad_norm = norm.item()
         if not math.isfinite(grad_norm):
-            culprit = next((n for n, p in self._named if p.grad is not None and not p.grad.isfinite().all()), "its norm")
-            raise IntegrityError(f"{self.role}: the gradient of {culprit} is not finite at update {self.updates + 1}")
+            culprit = next(
+                (n for n, p in self._named if p.grad is not None and not p.grad.isfinite().all()), "its norm"
+            )
+            raise IntegrityError(
+                f"{self.role}: the gradient of {culprit} is not finite at update {self.updates + 1}"
+            )
         rate = self.rate()
         for group in self._adam.param_groups:
             group["lr"] = rate

@@ -24,7 +24,9 @@ RATIO_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 
 PolicyLoss = Callable[[Tensor, Tensor, Tensor, Tensor, AlgoConfig], tuple[Tensor, Tensor]]
 POLICY_LOSSES: dict[str, PolicyLoss] = {
-    "ppo": lambda new, old, adv, mask, a: ppo_clip(new, old, adv, a.clip_eps_low, a.clip_eps_high, a.dual_clip),
+    "ppo": lambda new, old, adv, mask, a: ppo_clip(
+        new, old, adv, a.clip_eps_low, a.clip_eps_high, a.dual_clip
+    ),
     "gspo": lambda new, old, adv, mask, a: gspo(new, old, adv, mask, a.clip_eps_low, a.clip_eps_high),
     "cispo": lambda new, old, adv, mask, a: cispo(new, old, adv, a.clip_eps_low, a.clip_eps_high),
 }
@@ -55,8 +57,13 @@ class ActorWorker(ReferenceWorker):
     """The policy that is trained."""
 
     def __init__(
-        self, model: CausalLM, temperature: float, algo: AlgoConfig, optimizer: OptimizerConfig,
-        total_updates: int, max_new_tokens: int,
+        self,
+        model: CausalLM,
+        temperature: float,
+        algo: AlgoConfig,
+        optimizer: OptimizerConfig,
+        total_updates: int,
+        max_new_tokens: int,
     ) -> None:
         super().__init__(model, temperature, algo.micro_batch_size)
         self.algo, self.max_new_tokens = algo, max_new_tokens
@@ -64,7 +71,9 @@ class ActorWorker(ReferenceWorker):
             enable_gradient_checkpointing(model.hf)
         self.learner = Learner("actor", model.hf, optimizer, total_updates)
 
-    def update(self, batch: Batch, kl_coef: float, seed: int, ptx: Iterator[SupervisedBatch] | None = None) -> StepStats:
+    def update(
+        self, batch: Batch, kl_coef: float, seed: int, ptx: Iterator[SupervisedBatch] | None = None
+    ) -> StepStats:
         """num_epochs passes of minibatches over the batch. Returns metrics, named in docs/metrics.md.
 
         ptx: supervised batches, one per minibatch, weighted by ptx_coef. Raises IntegrityError when the first
@@ -80,9 +89,14 @@ class ActorWorker(ReferenceWorker):
                     self._check_first_ratio(log_ratio)
                 worst = max(worst, log_ratio)
                 means.add(stats)
-        return means.result("actor/") | {"actor/first_ratio_error": first or 0.0, "actor/log_ratio_max": worst}
+        return means.result("actor/") | {
+            "actor/first_ratio_error": first or 0.0,
+            "actor/log_ratio_max": worst,
+        }
 
-    def _minibatch(self, batch: Batch, kl_coef: float, ptx: SupervisedBatch | None) -> tuple[StepStats, float]:
+    def _minibatch(
+        self, batch: Batch, kl_coef: float, ptx: SupervisedBatch | None
+    ) -> tuple[StepStats, float]:
         """One optimizer step. Returns (metrics, largest |log ratio|)."""
         self.learner.zero_grad()
         denominator = self._denominator(batch.action_mask)
@@ -141,7 +155,9 @@ class ActorWorker(ReferenceWorker):
 class CriticWorker:
     """The value function that is trained beside the actor."""
 
-    def __init__(self, model: ScalarModel, algo: AlgoConfig, optimizer: OptimizerConfig, total_updates: int) -> None:
+    def __init__(
+        self, model: ScalarModel, algo: AlgoConfig, optimizer: OptimizerConfig, total_updates: int
+    ) -> None:
         self.model, self.algo = model, algo
         if algo.gradient_checkpointing:
             enable_gradient_checkpointing(model.hf)
@@ -204,5 +220,3 @@ def _ratio_metrics(log_ratio: Tensor, clipped: Tensor, mask: Tensor) -> dict[str
 def _require_finite(role: str, loss: Tensor) -> None:
     if not loss.isfinite():
         raise IntegrityError(f"{role}: the loss is {loss.item()}")
-
-

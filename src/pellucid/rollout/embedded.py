@@ -171,7 +171,9 @@ class _Run:
             cache,
         )
         return [
-            _Prefilled([(layer.keys[i, :, start:], layer.values[i, :, start:]) for layer in cache.layers], logits[i])
+            _Prefilled(
+                [(layer.keys[i, :, start:], layer.values[i, :, start:]) for layer in cache.layers], logits[i]
+            )
             for i, start in enumerate(before.flatten().tolist())
         ]
 

@@ -71,7 +71,9 @@ class _Aim:
 class SlotLayer(DynamicLayer):
     """Keys (N, kv_heads, L, key_dim) and values (N, kv_heads, L, value_dim) of one layer."""
 
-    def __init__(self, shape: LayerShape, num_slots: int, length: int, device: torch.device, aim: _Aim) -> None:
+    def __init__(
+        self, shape: LayerShape, num_slots: int, length: int, device: torch.device, aim: _Aim
+    ) -> None:
         super().__init__()
         # Zeros, not empty: a masked position has weight 0, and 0 times an uninitialised NaN is NaN.
         size = (num_slots, shape.kv_heads, length)
@@ -129,7 +131,9 @@ def attention_bias(visible: Tensor, implementation: str, dtype: torch.dtype) -> 
     mask = visible[:, None]
     if implementation == "sdpa":
         return mask
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
+        ~mask, torch.finfo(dtype).min
+    )
 
 
 def readable_bytes(count: float) -> str:

@@ -19,7 +19,9 @@ def check_architecture(model: PreTrainedModel) -> None:
     """ConfigError unless every layer is causal attention over keys and values, masked as the caller says."""
     name, config = type(model).__name__, model.config.get_text_config(decoder=True)
     if config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
-        raise ConfigError(f"rollout: {name} is an encoder-decoder; the embedded engine serves decoders only. {USE_VLLM}")
+        raise ConfigError(
+            f"rollout: {name} is an encoder-decoder; the embedded engine serves decoders only. {USE_VLLM}"
+        )
     if model._is_stateful:
         raise ConfigError(
             f"rollout: {name} has state-space or recurrent layers, whose state the embedded engine's KV cache cannot "
@@ -105,7 +107,9 @@ def available_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         reserved_idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserved_idle
-    meminfo = Path("/proc/meminfo")  # Linux: counts the page cache that can be dropped, which sysconf does not
+    meminfo = Path(
+        "/proc/meminfo"
+    )  # Linux: counts the page cache that can be dropped, which sysconf does not
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -25,17 +25,27 @@ Made = dict[str, Tensor]
 def _gae(batch: Batch, algo: AlgoConfig) -> Made:
     mask = batch.action_mask
     advantages, returns = gae(
-        batch.get("rewards"), batch.get("old_values"), mask, batch.ended, batch.bootstrap_values,
-        algo.gamma, algo.gae_lambda,
+        batch.get("rewards"),
+        batch.get("old_values"),
+        mask,
+        batch.ended,
+        batch.bootstrap_values,
+        algo.gamma,
+        algo.gae_lambda,
     )
-    return {"advantages": masked_whiten(advantages, mask) if algo.whiten_advantages else advantages, "returns": returns}
+    return {
+        "advantages": masked_whiten(advantages, mask) if algo.whiten_advantages else advantages,
+        "returns": returns,
+    }
 
 
 def _reinforce_pp(batch: Batch, algo: AlgoConfig) -> Made:
     return {"advantages": reinforce_pp(batch.get("rewards"), batch.action_mask, algo.gamma)}
 
 
-def _per_sample(estimate: Callable[[Tensor, Tensor, AlgoConfig], Tensor]) -> Callable[[Batch, AlgoConfig], Made]:
+def _per_sample(
+    estimate: Callable[[Tensor, Tensor, AlgoConfig], Tensor],
+) -> Callable[[Batch, AlgoConfig], Made]:
     """A group baseline: every action of a sample gets the sample's advantage. The sample's score is the sum of its
     rewards, so a KL penalty in the reward is compared within the group too."""
 

@@ -36,5 +36,7 @@ def center_scores(
     samples = EmbeddedEngine(reference.hf, num_slots=64).generate(prompts[: config.center_prompts], params)
     scores = raw_scores(samples, ModelReward(model, batch_size=64))
     model.set_shift(model.shift + scores.mean().item())
-    say(f"score shift {model.shift:.4f}: {len(samples)} samples of {path} now score 0 on average, std {scores.std():.4f}")
+    say(
+        f"score shift {model.shift:.4f}: {len(samples)} samples of {path} now score 0 on average, std {scores.std():.4f}"
+    )
     return {"score_shift": model.shift, "reference_score_std": scores.std().item()}

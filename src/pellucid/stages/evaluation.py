@@ -24,7 +24,11 @@ class Evaluation:
 
 
 def evaluate(
-    prompts: list[Prompt], params: SamplingParams, workers: Workers, judge: RewardSource | None, tokenizer: Any
+    prompts: list[Prompt],
+    params: SamplingParams,
+    workers: Workers,
+    judge: RewardSource | None,
+    tokenizer: Any,
 ) -> Evaluation:
     """One sample per prompt, with the same seeds every time, so that evaluations differ by the policy alone."""
     samples = workers.engine.generate(prompts, params)

@@ -25,7 +25,16 @@ from pellucid.stages.checks import check_parity
 from pellucid.stages.clock import Clock
 from pellucid.stages.rollout_metrics import rollout_metrics
 from pellucid.stages.scoring import score_samples
-from pellucid.types import Batch, Prompt, Sample, SamplingParams, StepStats, SupervisedBatch, collate, derive_seed
+from pellucid.types import (
+    Batch,
+    Prompt,
+    Sample,
+    SamplingParams,
+    StepStats,
+    SupervisedBatch,
+    collate,
+    derive_seed,
+)
 
 KLController = FixedKL | AdaptiveKL
 
@@ -85,5 +94,3 @@ def sampling_params(config: PPOConfig, step: int, stop_token_ids: tuple[int, ...
         seed=derive_seed(config.run.seed, "rollout"),
         step=step,
     )
-
-

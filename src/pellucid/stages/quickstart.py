@@ -36,7 +36,9 @@ from pellucid.stages.supervised import train_rm, train_sft
 MAX_NEW_TOKENS = 56
 
 
-def quickstart(config: QuickstartConfig, resume: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
+def quickstart(
+    config: QuickstartConfig, resume: bool = False, reporter: Reporter | None = None
+) -> dict[str, Any]:
     """Run the three stages; return the summary, also in summary.json.
 
     reward_model_accuracy: share of held-out pairs on which the reward model agrees with the gold preference.
@@ -74,7 +76,9 @@ def stage_configs(config: QuickstartConfig) -> tuple[SFTConfig, RMConfig, PPOCon
     context = 128
     sft = SFTConfig(
         run=run.model_copy(update={"dir": run.dir / "sft", "checkpoint_every": 100}),
-        new_model=NewModelConfig(vocab_size=768, hidden_size=128, num_layers=4, num_heads=4, intermediate_size=344, context=context),
+        new_model=NewModelConfig(
+            vocab_size=768, hidden_size=128, num_layers=4, num_heads=4, intermediate_size=344, context=context
+        ),
         data=DataConfig(source="corpus:sft", max_tokens=context),
         learn=LearnConfig(max_steps=config.sft_steps, batch_size=64, micro_batch_size=64, eval_every=0),
         optimizer=OptimizerConfig(lr=3e-3, warmup_steps=20),
@@ -95,7 +99,9 @@ def stage_configs(config: QuickstartConfig) -> tuple[SFTConfig, RMConfig, PPOCon
         data=DataConfig(source="corpus:prompts", max_tokens=context),
         eval_data=DataConfig(source="corpus:prompts_heldout", max_tokens=context),
         total_steps=config.ppo_steps,
-        rollout=RolloutConfig(prompts_per_step=64, max_new_tokens=MAX_NEW_TOKENS, num_slots=64, missing_eos_penalty=1.0),
+        rollout=RolloutConfig(
+            prompts_per_step=64, max_new_tokens=MAX_NEW_TOKENS, num_slots=64, missing_eos_penalty=1.0
+        ),
         algo=AlgoConfig(num_epochs=2, minibatch_size=32, micro_batch_size=32, kl_coef=0.05),
         eval=PPOEvalConfig(every=10, num_prompts=128),
         actor_optimizer=OptimizerConfig(lr=3e-4),
@@ -121,11 +127,18 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _show(
-    summary: dict[str, Any], before: list[dict[str, Any]], after: list[dict[str, Any]], config: QuickstartConfig,
+    summary: dict[str, Any],
+    before: list[dict[str, Any]],
+    after: list[dict[str, Any]],
+    config: QuickstartConfig,
     reporter: Reporter,
 ) -> None:
     rows = [
-        [a["prompt"].strip(), f"{b['completion'].strip()}\n\ngold {b['judge']:.2f}", f"{a['completion'].strip()}\n\ngold {a['judge']:.2f}"]
+        [
+            a["prompt"].strip(),
+            f"{b['completion'].strip()}\n\ngold {b['judge']:.2f}",
+            f"{a['completion'].strip()}\n\ngold {a['judge']:.2f}",
+        ]
         for b, a in list(zip(before, after, strict=True))[:3]
     ]
     reporter.title("Held-out prompts, before and after")

@@ -64,8 +64,12 @@ class _Position:
 
 class _PPORun:
     def __init__(
-        self, config: PPOConfig, reward: RewardFunction | None, judge: RewardFunction | None,
-        directory: RunDirectory, reporter: Reporter,
+        self,
+        config: PPOConfig,
+        reward: RewardFunction | None,
+        judge: RewardFunction | None,
+        directory: RunDirectory,
+        reporter: Reporter,
     ) -> None:
         self.config, self.directory, self.reporter = config, directory, reporter
         self.tokenizer = load_run_tokenizer(config.models.actor, config.data)
@@ -73,7 +77,9 @@ class _PPORun:
         self.eval_prompts = self._eval_prompts()
         updates_per_epoch = math.ceil(config.batch_size / config.algo.minibatch_size)
         self.workers: Workers = build_workers(
-            config, self._source(reward, config.reward.function), self.tokenizer.pad_token_id,
+            config,
+            self._source(reward, config.reward.function),
+            self.tokenizer.pad_token_id,
             config.total_steps * config.algo.num_epochs * updates_per_epoch,
         )
         self.judge = self._source(judge, config.eval.judge)
@@ -90,7 +96,9 @@ class _PPORun:
             self.ptx = Loader(examples, derive_seed(config.run.seed, "ptx"), config.algo.minibatch_size)
         algo = config.algo
         self.kl: KLController = (
-            AdaptiveKL(algo.kl_coef, algo.kl_target, algo.kl_horizon) if algo.kl_target else FixedKL(algo.kl_coef)
+            AdaptiveKL(algo.kl_coef, algo.kl_target, algo.kl_horizon)
+            if algo.kl_target
+            else FixedKL(algo.kl_coef)
         )
         self.position = _Position()
 
@@ -163,7 +171,9 @@ class _PPORun:
             "steps": self.position.step,
             "seconds": round(seconds, 1),
             "seed": self.config.run.seed,
-            f"best {self.config.eval.best_metric}": self.position.best if math.isfinite(self.position.best) else None,
+            f"best {self.config.eval.best_metric}": self.position.best
+            if math.isfinite(self.position.best)
+            else None,
         }
         self.directory.write_summary(summary)
         return summary
@@ -220,11 +230,17 @@ class _PPORun:
 
     def _show(self, step: int, stats: StepStats) -> None:
         self.reporter.advance()
-        shown = {title: stats.get(name, math.nan) for name, title in CONSOLE_COLUMNS.items() if self._has(name)}
+        shown = {
+            title: stats.get(name, math.nan) for name, title in CONSOLE_COLUMNS.items() if self._has(name)
+        }
         seconds = sum(value for name, value in stats.items() if name.startswith("time/"))
         self.reporter.row(step, shown | {"seconds": seconds})
 
     def _has(self, name: str) -> bool:
         if name.startswith("critic/"):
             return self.workers.critic is not None
-        return bool(self.eval_prompts) if name == "eval/score" else name != "eval/judge" or self.judge is not None
+        return (
+            bool(self.eval_prompts)
+            if name == "eval/score"
+            else name != "eval/judge" or self.judge is not None
+        )

@@ -85,7 +85,9 @@ def _sft_objective(config: SFTConfig, say: Callable[[str], None]) -> Objective[S
             **sizes, eos_id=tokenizer.eos_token_id, pad_id=pad_id, seed=derive_seed(seed, "new model"),
             device=device, precision=precision, packing=learn.packing,
         )  # fmt: skip
-        say(f"new model: {sum(p.numel() for p in model.hf.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
+        say(
+            f"new model: {sum(p.numel() for p in model.hf.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens"
+        )
 
     def loss(examples: list[SupervisedExample], denominator: float) -> tuple[Tensor, dict[str, float]]:
         batch = collate_examples(examples).to(model.device)
@@ -110,7 +112,12 @@ def _rm_objective(config: RMConfig, say: Callable[[str], None]) -> Objective[Pre
     seed = config.run.seed
     tokenizer = load_run_tokenizer(config.model, config.data)
     model = load_scalar_model(
-        config.model, device, precision, tokenizer.pad_token_id, config.learn.packing, derive_seed(seed, "reward head")
+        config.model,
+        device,
+        precision,
+        tokenizer.pad_token_id,
+        config.learn.packing,
+        derive_seed(seed, "reward head"),
     )
 
     def loss(pairs: list[PreferenceExample], denominator: float) -> tuple[Tensor, dict[str, float]]:
@@ -172,7 +179,11 @@ def _run(
 
 
 def _train(
-    config: SupervisedConfig, objective: Objective[Any], directory: RunDirectory, reporter: Reporter, resume: bool
+    config: SupervisedConfig,
+    objective: Objective[Any],
+    directory: RunDirectory,
+    reporter: Reporter,
+    resume: bool,
 ) -> dict[str, Any]:
     learn, run = config.learn, config.run
     steps = learn.max_steps or math.ceil(len(objective.examples) * learn.num_epochs / learn.batch_size)
@@ -204,7 +215,11 @@ def _train(
         raise IntegrityError(f"step {learner.updates + 1}: {error}") from error
     finally:
         metrics.close()
-    return {"steps": steps, "seconds": round(time.perf_counter() - started, 1), "seed": run.seed} | at.held_out
+    return {
+        "steps": steps,
+        "seconds": round(time.perf_counter() - started, 1),
+        "seed": run.seed,
+    } | at.held_out
 
 
 @dataclass
@@ -227,7 +242,9 @@ def _restore(directory: RunDirectory, learner: Learner, loader: Loader[Any], rep
     return _Position(**states["trainer"]["position"])
 
 
-def _update(objective: Objective[E], learner: Learner, examples: list[E], micro_batch_size: int) -> dict[str, float]:
+def _update(
+    objective: Objective[E], learner: Learner, examples: list[E], micro_batch_size: int
+) -> dict[str, float]:
     """One optimizer step; metrics named train/… and optimizer/…."""
     learner.zero_grad()
     figures: dict[str, float] = {}
@@ -260,5 +277,7 @@ def _by_length(objective: Objective[E], examples: list[E], size: int) -> list[li
 
 
 def _shown(stats: dict[str, float], held_out: dict[str, float]) -> dict[str, float]:
-    figures = {name: value for name, value in (stats | held_out).items() if name.startswith(("train/", "eval/"))}
+    figures = {
+        name: value for name, value in (stats | held_out).items() if name.startswith(("train/", "eval/"))
+    }
     return figures | {"grad norm": stats["optimizer/grad_norm"], "lr": stats["optimizer/lr"]}

@@ -1,0 +1,47 @@
+"""Prompts and models shared by the rollout tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tiny_models import VOCAB_SIZE, tiny_gpt2, tiny_llama, tiny_llama_gqa, tiny_qwen2, tiny_qwen3
+from transformers import PreTrainedModel
+
+from pellucid.types import Prompt
+
+MODELS = {
+    "llama": tiny_llama,
+    "llama_gqa": tiny_llama_gqa,
+    "llama_eager": lambda: tiny_llama_gqa(attn_implementation="eager"),
+    "qwen2": tiny_qwen2,
+    "qwen3": tiny_qwen3,
+    "gpt2": tiny_gpt2,
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """Each architecture in turn."""
+    return MODELS[request.param]()
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    return tiny_llama_gqa()
+
+
+@pytest.fixture
+def ragged_prompts() -> Callable[..., list[Prompt]]:
+    """n prompts of 1 to `longest` random tokens."""
+
+    def make(n: int, longest: int = 9) -> list[Prompt]:
+        random = torch.Generator().manual_seed(n)
+        lengths = torch.randint(1, longest + 1, (n,), generator=random).tolist()
+        return [
+            Prompt(i, torch.randint(VOCAB_SIZE, (length,), generator=random).tolist(), "")
+            for i, length in enumerate(lengths)
+        ]
+
+    return make
