@@ -29,7 +29,7 @@ def _shape(**overrides: Any) -> dict[str, Any]:
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "max_position_embeddings": 128,
-        # Large enough that distributions are neither flat nor certain, so that greedy and sampled tokens vary.
+        # Large enough that distributions are neither flat nor certain: greedy and sampled tokens vary.
         "initializer_range": 0.3,
         "bos_token_id": None,
         "eos_token_id": None,

@@ -34,11 +34,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = (
-            "free some space and continue with --resume"
-            if full
-            else "choose another run.dir or its permissions"
-        )
+        advice = "free some space and continue with --resume" if full else "choose another run.dir or its permissions"
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}; {advice}") from error
 
 
@@ -121,9 +117,7 @@ class RunDirectory:
         changed = differences(recorded, json.loads(config.model_dump_json(exclude_none=True)))
         changed = [line for line in changed if not line.startswith(FREE_KEYS)]
         if changed:
-            raise CheckpointError(
-                f"{self.path}: holds a run of another config ({'; '.join(changed[:4])}); not resumed"
-            )
+            raise CheckpointError(f"{self.path}: holds a run of another config ({'; '.join(changed[:4])}); not resumed")
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -132,11 +126,7 @@ class RunDirectory:
             yield
         except PellucidError as error:
             newest = next(iter(reversed(self._checkpoints())), None)
-            hint = (
-                f"last checkpoint: {newest}; continue with --resume"
-                if newest
-                else "no checkpoint was written yet"
-            )
+            hint = f"last checkpoint: {newest}; continue with --resume" if newest else "no checkpoint was written yet"
             raise type(error)(f"{error}\n{hint}") from error
         finally:
             self._lock.close()
@@ -161,8 +151,7 @@ class RunDirectory:
             fault = _fault(path)
             if fault is None:
                 states = {
-                    file.stem: torch.load(file, weights_only=True, map_location="cpu")
-                    for file in path.glob("*.pt")
+                    file.stem: torch.load(file, weights_only=True, map_location="cpu") for file in path.glob("*.pt")
                 }
                 return int(path.name.removeprefix("step-")), states
             self.notify(f"checkpoint {path} is damaged ({fault}): trying the one before")

@@ -118,9 +118,7 @@ def _print_help(name: str, model: type[Section]) -> None:
     """Every key with its meaning, type and default, drawn from the config models."""
     import tyro
 
-    tyro.cli(
-        model, prog=f"pellucid {name} [CONFIG.toml]", args=["--help"], config=(tyro.conf.AvoidSubcommands,)
-    )
+    tyro.cli(model, prog=f"pellucid {name} [CONFIG.toml]", args=["--help"], config=(tyro.conf.AvoidSubcommands,))
 
 
 if __name__ == "__main__":

@@ -79,15 +79,11 @@ class TrackerSink:
 class Metrics:
     """All sinks of one run."""
 
-    def __init__(
-        self, path: Path, loggers: tuple[str, ...], first_step: int = 0, keep_bytes: int = 0
-    ) -> None:
+    def __init__(self, path: Path, loggers: tuple[str, ...], first_step: int = 0, keep_bytes: int = 0) -> None:
         self._jsonl = JsonlSink(path / "metrics.jsonl", keep_bytes)
         self._sinks: list[Sink] = [self._jsonl]
         for name in loggers:
-            self._sinks.append(
-                TensorBoardSink(path, first_step) if name == "tensorboard" else TrackerSink(name, path)
-            )
+            self._sinks.append(TensorBoardSink(path, first_step) if name == "tensorboard" else TrackerSink(name, path))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for sink in self._sinks:
@@ -141,9 +137,7 @@ class Reporter:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(
-            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
-        ) as bar:
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
             self._progress, self._task = bar, bar.add_task(label, total=total, completed=done)
             try:
                 yield
@@ -160,9 +154,7 @@ class Reporter:
         widths = [max(len(name), 8) for name in figures]
         if tuple(figures) != self._columns:
             self._columns = tuple(figures)
-            self.say(
-                "  ".join(["step".rjust(6), *(n.rjust(w) for n, w in zip(figures, widths, strict=True))])
-            )
+            self.say("  ".join(["step".rjust(6), *(n.rjust(w) for n, w in zip(figures, widths, strict=True))]))
         cells = [_format(v).rjust(w) for v, w in zip(figures.values(), widths, strict=True)]
         self.say("  ".join([str(step).rjust(6), *cells]))
 

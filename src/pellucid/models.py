@@ -141,9 +141,7 @@ def _hidden_states(hf: Any, input_ids: Tensor, attention_mask: Tensor, packing: 
             use_cache=False,
         )
         return out.last_hidden_state[0]
-    out = base(
-        input_ids=input_ids, position_ids=positions, attention_mask=attention_mask.long(), use_cache=False
-    )
+    out = base(input_ids=input_ids, position_ids=positions, attention_mask=attention_mask.long(), use_cache=False)
     return out.last_hidden_state[attention_mask]
 
 
@@ -362,9 +360,7 @@ def resolve_precision(precision: str, device: str) -> Precision:
     """auto: bfloat16 where the hardware is faster at it (CUDA from Ampere on, CPUs with AVX512-BF16 or AMX)."""
     if precision != "auto":
         return precision  # type: ignore[return-value]
-    fast = (
-        torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bfloat16()
-    )
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bfloat16()
     return "bfloat16" if fast else "float32"
 
 

@@ -25,7 +25,7 @@ def responses(model, prompts, params, num_slots=4):
 
 
 class Forwards:
-    """Shapes (rows, columns) of every forward of a model, by hook. Made after the engine, whose constructor runs one."""
+    """Shapes (rows, columns) of each forward, by hook. Made after the engine, whose constructor runs one."""
 
     def __init__(self, model):
         self.shapes: list[tuple[int, ...]] = []
@@ -46,7 +46,7 @@ class Forwards:
 def test_greedy_is_model_generate(model, ragged_prompts):
     prompts = ragged_prompts(16)
     samples = EmbeddedEngine(model, num_slots=3).generate(
-        prompts, replace(GREEDY, stop_token_ids=(71, 50, 87))
+        prompts, replace(GREEDY, stop_token_ids=(71, 50, 87, 77))
     )
     for sample in samples:
         ids = torch.tensor([sample.prompt.input_ids])
@@ -55,7 +55,7 @@ def test_greedy_is_model_generate(model, ragged_prompts):
             attention_mask=torch.ones_like(ids),
             do_sample=False,
             max_new_tokens=12,
-            eos_token_id=[71, 50, 87],
+            eos_token_id=[71, 50, 87, 77],
             pad_token_id=71,  # pad is one of several stop ids, as in many checkpoints
         )
         assert sample.input_ids == expected[0].tolist()

@@ -121,7 +121,7 @@ def test_longrope_is_served_up_to_the_original_context():
         ),
         (
             lambda: BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=32, n_layer=1, n_head=4)),
-            "BloomForCausalLM builds its attention mask itself",
+            "BloomForCausalLM has an attention of its own",
         ),
         (lambda: tiny_gpt2(add_cross_attention=True), "GPT2LMHeadModel is an encoder-decoder"),
     ],

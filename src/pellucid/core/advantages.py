@@ -12,9 +12,7 @@ from pellucid.core.masked import masked_mean, masked_whiten, require_same_shape
 
 
 @torch.no_grad()
-def discounted_returns(
-    rewards: Tensor, mask: Tensor, ended: Tensor, bootstrap_values: Tensor, gamma: float
-) -> Tensor:
+def discounted_returns(rewards: Tensor, mask: Tensor, ended: Tensor, bootstrap_values: Tensor, gamma: float) -> Tensor:
     """Sum of discounted rewards from each token to the end of its episode.
 
     return[t] = rewards[t] + gamma * return[t+1]; past an episode's end (`ended[t]`) and past the last column,
@@ -23,9 +21,7 @@ def discounted_returns(
 
     rewards, mask, ended, bootstrap_values: (B,T). Returns (B,T), in reward units, 0 where masked out.
     """
-    require_same_shape(
-        "discounted_returns", rewards=rewards, mask=mask, ended=ended, bootstrap_values=bootstrap_values
-    )
+    require_same_shape("discounted_returns", rewards=rewards, mask=mask, ended=ended, bootstrap_values=bootstrap_values)
     keep, stop = mask.bool(), ended.bool()
     returns = torch.zeros_like(rewards)
     following = bootstrap_values[:, -1]
@@ -59,9 +55,7 @@ def gae(
     reward units and 0 where masked out; returns = advantages + values, the critic's target, before any
     whitening.
     """
-    require_same_shape(
-        "gae", rewards=rewards, values=values, mask=mask, ended=ended, bootstrap_values=bootstrap_values
-    )
+    require_same_shape("gae", rewards=rewards, values=values, mask=mask, ended=ended, bootstrap_values=bootstrap_values)
     keep, stop = mask.bool(), ended.bool()
     advantages = torch.zeros_like(values)
     next_value = bootstrap_values[:, -1]
@@ -105,9 +99,7 @@ def rloo(scores: Tensor, group_ids: Tensor) -> Tensor:
     """
     deviation, index, sizes = _group_deviation("rloo", scores, group_ids)
     if bool((sizes < 2).any()):
-        raise ValueError(
-            "rloo: every group needs at least 2 samples; a group of 1 has no others to compare with"
-        )
+        raise ValueError("rloo: every group needs at least 2 samples; a group of 1 has no others to compare with")
     return deviation * (sizes / (sizes - 1))[index]
 
 

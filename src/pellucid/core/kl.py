@@ -77,9 +77,7 @@ def kl_shaped_rewards(scores: Tensor, kl: Tensor, action_mask: Tensor, kl_coef: 
     """
     require_same_shape("kl_shaped_rewards", kl=kl, action_mask=action_mask)
     if scores.shape != kl.shape[:1]:
-        raise ValueError(
-            f"kl_shaped_rewards: scores {tuple(scores.shape)} must be (B,) for kl {tuple(kl.shape)}"
-        )
+        raise ValueError(f"kl_shaped_rewards: scores {tuple(scores.shape)} must be (B,) for kl {tuple(kl.shape)}")
     keep = action_mask.bool()
     columns = torch.arange(kl.shape[1], device=kl.device)
     last_action = torch.where(keep, columns, -1).amax(dim=1, keepdim=True)
@@ -115,9 +113,7 @@ class AdaptiveKL:
 
     def __init__(self, coef: float, target: float, horizon: float) -> None:
         if not (coef > 0 and target > 0 and horizon > 0):
-            raise ValueError(
-                f"AdaptiveKL: coef {coef}, target {target} and horizon {horizon} must all be above 0"
-            )
+            raise ValueError(f"AdaptiveKL: coef {coef}, target {target} and horizon {horizon} must all be above 0")
         self.coef = float(coef)
         self.target = float(target)
         self.horizon = float(horizon)
@@ -131,13 +127,9 @@ class AdaptiveKL:
         """
         observed = float(sequence_kl)
         if not math.isfinite(observed):
-            raise ValueError(
-                f"AdaptiveKL: the sequence KL is {observed}; the policy or its reference has diverged"
-            )
+            raise ValueError(f"AdaptiveKL: the sequence KL is {observed}; the policy or its reference has diverged")
         if not 0 <= n * KL_STEP_LIMIT < self.horizon:
-            raise ValueError(
-                f"AdaptiveKL: n is {n}; it must be at least 0 and below 5 * horizon ({5 * self.horizon})"
-            )
+            raise ValueError(f"AdaptiveKL: n is {n}; it must be at least 0 and below 5 * horizon ({5 * self.horizon})")
         error = min(max(observed / self.target - 1, -KL_STEP_LIMIT), KL_STEP_LIMIT)
         self.coef *= 1 + error * n / self.horizon
         return self.coef

@@ -115,9 +115,7 @@ def value_clip(
     if value_clip_eps is None:
         return loss, torch.zeros_like(loss, dtype=torch.bool)
     if value_clip_eps <= 0:
-        raise ValueError(
-            f"value_clip: value_clip_eps is {value_clip_eps}; it must be above 0, or None for no clipping"
-        )
+        raise ValueError(f"value_clip: value_clip_eps is {value_clip_eps}; it must be above 0, or None for no clipping")
     limited = old_values + (values.detach() - old_values).clamp(-value_clip_eps, value_clip_eps)
     bound = 0.5 * (limited - returns).square()
     # Inside the range the two terms are equal but for rounding, which must not be taken for a clip.
@@ -178,9 +176,7 @@ def dpo(
         raise ValueError(f"dpo: beta is {beta}; it must be above 0")
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"dpo: label_smoothing is {label_smoothing}; it must be in [0, 0.5)")
-    gap = (chosen_logprobs - ref_chosen_logprobs.detach()) - (
-        rejected_logprobs - ref_rejected_logprobs.detach()
-    )
+    gap = (chosen_logprobs - ref_chosen_logprobs.detach()) - (rejected_logprobs - ref_rejected_logprobs.detach())
     if kind == "sigmoid":
         return -(1 - label_smoothing) * logsigmoid(beta * gap) - label_smoothing * logsigmoid(-beta * gap)
     if kind != "ipo":
@@ -203,6 +199,4 @@ def _clipped_surrogate(
 
 def _require_clip_range(clip_eps_low: float, clip_eps_high: float) -> None:
     if clip_eps_low < 0 or clip_eps_high < 0:
-        raise ValueError(
-            f"clip_eps_low {clip_eps_low} and clip_eps_high {clip_eps_high} must not be negative"
-        )
+        raise ValueError(f"clip_eps_low {clip_eps_low} and clip_eps_high {clip_eps_high} must not be negative")

@@ -49,9 +49,7 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     return torch.where(keep, whitened if shift_mean else whitened + mean, 0)
 
 
-def aggregate(
-    per_token: Tensor, mask: Tensor, mode: str, denominator: Tensor | float | None = None
-) -> Tensor:
+def aggregate(per_token: Tensor, mask: Tensor, mode: str, denominator: Tensor | float | None = None) -> Tensor:
     """Reduce a per-token loss to the scalar that is differentiated.
 
     "token"     sum(x * mask) / denominator; default: the number of tokens in the mask  [DAPO, Yu et al. 2025]
@@ -90,9 +88,7 @@ def aggregate(
             )
         denominator = count
     elif not 0 < float(denominator) < math.inf:
-        raise ValueError(
-            f"aggregate: the denominator is {float(denominator)}; it must be a finite number above 0"
-        )
+        raise ValueError(f"aggregate: the denominator is {float(denominator)}; it must be a finite number above 0")
     return total / denominator
 
 
@@ -100,9 +96,7 @@ def require_same_shape(caller: str, **tensors: Tensor) -> None:
     """Raise ValueError, naming the tensors, unless all have one shape, as broadcasting hides mistakes."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) > 1:
-        raise ValueError(
-            f"{caller}: shapes differ: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        )
+        raise ValueError(f"{caller}: shapes differ: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
 
 
 # The losses do not know the mask; `aggregate` applies it later. By then a token outside the mask (or beyond a

@@ -66,9 +66,7 @@ class Learner:
             culprit = next(
                 (n for n, p in self._named if p.grad is not None and not p.grad.isfinite().all()), "its norm"
             )
-            raise IntegrityError(
-                f"{self.role}: the gradient of {culprit} is not finite at update {self.updates + 1}"
-            )
+            raise IntegrityError(f"{self.role}: the gradient of {culprit} is not finite at update {self.updates + 1}")
         rate = self.rate()
         for group in self._adam.param_groups:
             group["lr"] = rate

@@ -24,9 +24,7 @@ RATIO_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 
 PolicyLoss = Callable[[Tensor, Tensor, Tensor, Tensor, AlgoConfig], tuple[Tensor, Tensor]]
 POLICY_LOSSES: dict[str, PolicyLoss] = {
-    "ppo": lambda new, old, adv, mask, a: ppo_clip(
-        new, old, adv, a.clip_eps_low, a.clip_eps_high, a.dual_clip
-    ),
+    "ppo": lambda new, old, adv, mask, a: ppo_clip(new, old, adv, a.clip_eps_low, a.clip_eps_high, a.dual_clip),
     "gspo": lambda new, old, adv, mask, a: gspo(new, old, adv, mask, a.clip_eps_low, a.clip_eps_high),
     "cispo": lambda new, old, adv, mask, a: cispo(new, old, adv, a.clip_eps_low, a.clip_eps_high),
 }
@@ -94,9 +92,7 @@ class ActorWorker(ReferenceWorker):
             "actor/log_ratio_max": worst,
         }
 
-    def _minibatch(
-        self, batch: Batch, kl_coef: float, ptx: SupervisedBatch | None
-    ) -> tuple[StepStats, float]:
+    def _minibatch(self, batch: Batch, kl_coef: float, ptx: SupervisedBatch | None) -> tuple[StepStats, float]:
         """One optimizer step. Returns (metrics, largest |log ratio|)."""
         self.learner.zero_grad()
         denominator = self._denominator(batch.action_mask)
@@ -155,9 +151,7 @@ class ActorWorker(ReferenceWorker):
 class CriticWorker:
     """The value function that is trained beside the actor."""
 
-    def __init__(
-        self, model: ScalarModel, algo: AlgoConfig, optimizer: OptimizerConfig, total_updates: int
-    ) -> None:
+    def __init__(self, model: ScalarModel, algo: AlgoConfig, optimizer: OptimizerConfig, total_updates: int) -> None:
         self.model, self.algo = model, algo
         if algo.gradient_checkpointing:
             enable_gradient_checkpointing(model.hf)
@@ -187,9 +181,7 @@ class CriticWorker:
         for _, micro in split(batch, self.algo.micro_batch_size, self.model.device):
             mask = micro.action_mask
             values = self.model.values(micro.input_ids, micro.attention_mask, mask)
-            loss, clipped = value_clip(
-                values, micro.get("old_values"), micro.get("returns"), self.algo.value_clip_eps
-            )
+            loss, clipped = value_clip(values, micro.get("old_values"), micro.get("returns"), self.algo.value_clip_eps)
             total = aggregate(loss, mask, "token", denominator)
             _require_finite("critic", total)
             total.backward()

@@ -42,9 +42,7 @@ class FunctionReward:
                 f"it must return a list of {len(samples)} numbers, one for each sample"
             )
         if len(returned) != len(samples):
-            raise RewardError(
-                f"reward function {self.name} returned {len(returned)} scores for {len(samples)} samples"
-            )
+            raise RewardError(f"reward function {self.name} returned {len(returned)} scores for {len(samples)} samples")
         return [self._checked(value, sample) for value, sample in zip(returned, samples, strict=True)]
 
     def _call(self, samples: list[Sample]) -> Any:
@@ -53,14 +51,8 @@ class FunctionReward:
         except Exception as error:
             # The one place that meets a user's arbitrary code: whatever it raised, say where, and stop the run.
             sample = next((s for s in samples if self._raises(s)), None)
-            where = (
-                f"on {_describe(sample, self._text(sample))}"
-                if sample
-                else f"on a batch of {len(samples)} samples"
-            )
-            raise RewardError(
-                f"reward function {self.name} raised {type(error).__name__}: {error} {where}"
-            ) from error
+            where = f"on {_describe(sample, self._text(sample))}" if sample else f"on a batch of {len(samples)} samples"
+            raise RewardError(f"reward function {self.name} raised {type(error).__name__}: {error} {where}") from error
 
     def _raises(self, sample: Sample) -> bool:
         try:
@@ -80,9 +72,7 @@ class FunctionReward:
             wrong = f"{value}"
         else:
             return Score(float(value), self.name)
-        raise RewardError(
-            f"reward function {self.name} returned {wrong}, on {_describe(sample, self._text(sample))}"
-        )
+        raise RewardError(f"reward function {self.name} returned {wrong}, on {_describe(sample, self._text(sample))}")
 
     def _arguments(self, samples: list[Sample]) -> dict[str, Any]:
         columns = {name for sample in samples for name in sample.prompt.columns}
@@ -125,11 +115,7 @@ def load_function(spec: str) -> Callable[..., Any]:
     if not colon:
         raise ConfigError(f"{spec!r} is not a function; write file.py:name or package.module:name")
     try:
-        module = (
-            _load_file(Path(module_name))
-            if module_name.endswith(".py")
-            else importlib.import_module(module_name)
-        )
+        module = _load_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
     except FileNotFoundError:
         raise ConfigError(f"{module_name}: no such file (for the function {name!r})") from None
     except Exception as error:

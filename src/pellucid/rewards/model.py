@@ -21,8 +21,6 @@ class ModelReward:
         for start in range(0, len(samples), self.batch_size):
             rows = by_length[start : start + self.batch_size]
             batch = collate([samples[i] for i in rows], pad_id=0).to(self.model.device)
-            for i, value in zip(
-                rows, self.model.scores(batch.input_ids, batch.attention_mask).tolist(), strict=True
-            ):
+            for i, value in zip(rows, self.model.scores(batch.input_ids, batch.attention_mask).tolist(), strict=True):
                 values[i] = value
         return [Score(value, self.name) for value in values]

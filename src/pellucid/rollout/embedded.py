@@ -1,11 +1,11 @@
 """The embedded engine: samples in this process from a Hugging Face causal LM, sharing its weights.
 
-    queue -> Slots (slots.py: who sits where) -> prefill | decode (SlotCache, embedded_cache.py) -> sample_tokens
-             ^                                                                                      (sampling.py) |
-             +------------------- finished rows are freed and refilled at once <---------------------------------+
+    queue -> Slots (slots.py) -> prefill | decode (embedded_cache.py) -> sample_tokens (sampling.py)
+             ^                                                                   |
+             +------------ finished rows are freed and refilled at once <--------+
 
-Left out on purpose: paged memory, chunked prefill, prefix sharing between different prompts. A training step asks for
-a known set of sequences whose greatest length is known, so one preallocated row per slot is enough.
+Left out on purpose: paged memory, chunked prefill, prefixes shared by different prompts. A training step asks
+for a known set of sequences of a known greatest length, so one preallocated row per slot is enough.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ PREFILL_TOKENS = 8192
 class EmbeddedEngine:
     """A RolloutEngine over a model that lives here, and may be training here.
 
-    The weights are the model's own: a change of them in place is a change of the next sample. num_slots sequences are
-    in flight at once; max_length, in tokens, limits prompt + response where the model's context is too generous.
+    The weights are the model's own: a change of them in place is a change of the next sample. num_slots
+    sequences are in flight at once; max_length, in tokens, limits prompt + response below the model's context.
 
     Raises ConfigError if num_slots is below 1 or the architecture cannot be served right.
     """
@@ -59,8 +59,8 @@ class EmbeddedEngine:
     ) -> list[Sample]:
         """See RolloutEngine.generate. Two prompts of one id in a call get the same samples.
 
-        Raises DataError for a prompt that is empty, too long or of an unknown token, ConfigError for params out of
-        range or a cache that would not fit into memory, IntegrityError for logits that are not finite.
+        Raises DataError for a prompt that is empty, too long or of an unknown token, ConfigError for params
+        out of range or a cache that would not fit into memory, IntegrityError for logits that are not finite.
         """
         check_request(prompts, params)
         if not prompts:
@@ -84,8 +84,8 @@ class EmbeddedEngine:
     ) -> None:
         """Take over weights, in place, and call them `version`.
 
-        source: None or the engine's own model (nothing to copy: the weights are shared), a state dict, or a directory
-        of safetensors files. Raises CheckpointError, with nothing changed, if names or shapes differ from the model's.
+        source: None or the engine's own model (nothing to copy: the weights are shared), a state dict, or a
+        directory of safetensors files. Raises CheckpointError, with nothing changed, if it does not fit.
         """
         if source is not None and source is not self.model:
             where = str(source) if isinstance(source, (str, Path)) else "the state dict"
@@ -114,14 +114,14 @@ class _Run:
         self.prefilled: dict[int, _Prefilled] = {}
 
     def step(self) -> list[Sample]:
-        """One forward: prompts into free slots while there are any, else one more token for every active slot."""
+        """At most one forward: waiting prompts into free slots, else one more token for every active slot."""
         rows, logits = self.prefill() if self.slots.can_admit else self.decode()
         tokens, logprobs = sample_tokens(logits, self.slots.next_uniforms(rows), self.slots.params)
         finished = self.slots.append(rows, tokens, logprobs)
         return [self.slots.retire(row, self.version) for row in finished]
 
     def prefill(self) -> tuple[Tensor, Tensor]:
-        """Admit requests; each prompt runs once, and its keys and values are copied to every slot of its group.
+        """Admit requests: each prompt runs once; its keys and values are copied to every slot of its group.
 
         Returns the rows (n,) and the logits after their prompts (n, V).
         """
@@ -178,7 +178,7 @@ class _Run:
         ]
 
     def _forward(self, input_ids: Tensor, visible: Tensor, position_ids: Tensor, cache: Any) -> Tensor:
-        """input_ids, position_ids: (n, T). visible: (n, T, keys) bool. Returns the last position's logits (n, V)."""
+        """input_ids, position_ids: (n, T). visible: (n, T, keys) bool. Returns the last logits (n, V)."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_bias(visible, self.attention, self.model.dtype),
@@ -219,6 +219,6 @@ def _check_weights(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], whe
     for problem, names in (("missing", missing), ("unknown", unknown), ("of another shape", reshaped)):
         if names:
             raise CheckpointError(
-                f"rollout: {where} does not fit the model: {len(names)} tensors are {problem}, the first is {names[0]}. "
-                "Is it another model's checkpoint?"
+                f"rollout: {where} does not fit the model: {len(names)} tensors are {problem}, the first is "
+                f"{names[0]}. Is it another model's checkpoint?"
             )

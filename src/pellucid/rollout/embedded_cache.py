@@ -1,7 +1,7 @@
-"""The slot KV cache: preallocated keys and values, one row per sequence in flight, each row of its own length.
+"""The slot KV cache: preallocated keys and values, one row per sequence in flight, each of its own length.
 
-It is passed to a transformers model as past_key_values. Attention then sees (rows, heads, length, head_dim) of the
-active rows and the longest length, as views; the caller's attention mask hides what lies beyond a row's own length.
+It is passed to a transformers model as past_key_values. Attention then sees (rows, heads, length, head_dim)
+of the active rows and the longest length, as views; the caller's mask hides what lies beyond a row's own length.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def measure_layers(model: PreTrainedModel) -> list[LayerShape]:
     kept = [layer for layer in cache.layers if isinstance(layer.keys, Tensor) and layer.keys.numel()]
     if len(kept) != expected:
         raise ConfigError(
-            f"rollout: {expected - len(kept)} of the {expected} layers of {type(model).__name__} keep no keys and values "
-            "of their own, which the embedded engine relies on. Use the vllm engine for this model."
+            f"rollout: {expected - len(kept)} of the {expected} layers of {type(model).__name__} keep no keys "
+            "and values of their own, which the embedded engine relies on. Use the vllm engine for this model."
         )
     return [
         LayerShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3], layer.keys.dtype)
@@ -86,7 +86,7 @@ class SlotLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """One new token per active row, (n, kv_heads, 1, dim). Returns views of rows 0..n-1, (n, kv_heads, length, dim)."""
+        """One new token per row, (n, kv_heads, 1, dim) -> views of these rows, (n, kv_heads, length, dim)."""
         aim = self._aim
         n = key_states.shape[0]
         self.keys[aim.rows, :, aim.positions] = key_states.squeeze(2)
@@ -94,12 +94,12 @@ class SlotLayer(DynamicLayer):
         return self.keys[:n, :, : aim.length], self.values[:n, :, : aim.length]
 
     def get_seq_length(self) -> int:
-        """Tokens before the one being written. Only a bound: rows differ, and positions are always given explicitly."""
+        """Tokens before the one being written, in the longest row. Positions are always given explicitly."""
         return self._aim.length - 1
 
 
 class SlotCache(Cache):
-    """N slots of L tokens for every layer. Row i is slot i; the active slots of a decode step are rows 0..n-1."""
+    """N slots of L tokens for every layer. Row i is slot i; a decode step's active slots are rows 0..n-1."""
 
     def __init__(self, layers: list[LayerShape], num_slots: int, length: int, device: torch.device) -> None:
         nowhere = torch.zeros(0, dtype=torch.int64, device=device)
@@ -124,7 +124,7 @@ class SlotCache(Cache):
 
 
 def attention_bias(visible: Tensor, implementation: str, dtype: torch.dtype) -> Tensor:
-    """Which keys each query sees, (n, queries, keys) bool, as the 4-D mask that transformers passes on as it is.
+    """Which keys each query sees, (n, queries, keys) bool -> the 4-D mask that transformers uses as it is.
 
     SDPA takes the booleans; eager attention adds its mask to the scores, so it needs 0 and the lowest number.
     """

@@ -24,30 +24,31 @@ def check_architecture(model: PreTrainedModel) -> None:
         )
     if model._is_stateful:
         raise ConfigError(
-            f"rollout: {name} has state-space or recurrent layers, whose state the embedded engine's KV cache cannot "
-            f"hold. {USE_VLLM}"
+            f"rollout: {name} has state-space or recurrent layers, whose state the embedded engine cannot hold. "
+            f"{USE_VLLM}"
         )
     for index, kind in enumerate(getattr(config, "layer_types", None) or []):
         if kind not in ("full_attention", "sliding_attention", "chunked_attention"):
             raise ConfigError(
-                f"rollout: layer {index} of {name} is of type {kind}; the embedded engine serves attention only. {USE_VLLM}"
+                f"rollout: layer {index} of {name} is of type {kind}; the embedded engine serves attention "
+                f"only. {USE_VLLM}"
             )
     if not model._supports_attention_backend:
         raise ConfigError(
-            f"rollout: {name} builds its attention mask itself (ALiBi, say), so the embedded engine cannot place "
+            f"rollout: {name} has an attention of its own (ALiBi, say), so the embedded engine cannot place "
             f"sequences of different lengths side by side. {USE_VLLM}"
         )
     if config._attn_implementation not in ("sdpa", "eager"):
         raise ConfigError(
-            f"rollout: the model was loaded with attn_implementation={config._attn_implementation!r}; the embedded engine "
-            "needs 'sdpa' or 'eager'. Load it with attn_implementation='sdpa'."
+            f"rollout: {name} was loaded with attn_implementation={config._attn_implementation!r}; the "
+            "embedded engine needs 'sdpa' or 'eager'. Load it with attn_implementation='sdpa'."
         )
 
 
 def check_prompts(
     prompts: list[Prompt], params: SamplingParams, model: PreTrainedModel, max_length: int | None
 ) -> int:
-    """DataError for a prompt that does not fit, or that holds an unknown token. Returns the longest length needed.
+    """DataError for a prompt too long or of an unknown token. Returns the longest length needed, in tokens.
 
     max_length: the engine's own limit on prompt + response, in tokens; None for the model's.
     """
@@ -57,13 +58,15 @@ def check_prompts(
         length = len(prompt.input_ids) + params.max_new_tokens
         if limit is not None and length > limit:
             raise DataError(
-                f"prompt {prompt.id} has {len(prompt.input_ids)} tokens; with max_new_tokens={params.max_new_tokens} that "
-                f"makes {length}, and {reason} is {limit}. Shorten the prompt or lower max_new_tokens."
+                f"prompt {prompt.id} has {len(prompt.input_ids)} tokens; with max_new_tokens="
+                f"{params.max_new_tokens} that makes {length}, and {reason} is {limit}. Shorten the prompt or "
+                "lower max_new_tokens."
             )
-        if not 0 <= min(prompt.input_ids) <= max(prompt.input_ids) < vocabulary:
+        low, high = min(prompt.input_ids), max(prompt.input_ids)
+        if low < 0 or high >= vocabulary:
             raise DataError(
-                f"prompt {prompt.id} has token ids {min(prompt.input_ids)} to {max(prompt.input_ids)}; the model's "
-                f"vocabulary is 0 to {vocabulary - 1}. Is it the tokenizer of another model?"
+                f"prompt {prompt.id} has token ids {low} to {high}; the model's vocabulary is 0 to "
+                f"{vocabulary - 1}. Is it the tokenizer of another model?"
             )
     return max(len(prompt.input_ids) for prompt in prompts) + params.max_new_tokens
 
@@ -75,7 +78,7 @@ def _length_limit(config: PreTrainedConfig, max_length: int | None) -> tuple[int
         (max_length, "the engine's max_length"),
         (getattr(config, "max_position_embeddings", None), "the model's context (max_position_embeddings)"),
     ]
-    # Up to its window a windowed layer is full attention, which is what the mask of the slots says. Beyond it is not.
+    # Up to its window a windowed layer is full attention, which is what the mask of the slots says.
     if kinds is None or "sliding_attention" in kinds:
         bounds.append((getattr(config, "sliding_window", None), "the sliding attention window"))
     if kinds is None or "chunked_attention" in kinds:
@@ -96,9 +99,9 @@ def check_memory(layers: list[LayerShape], num_slots: int, length: int, device: 
     needed, available = cache_bytes(layers, num_slots, length), available_bytes(device)
     if available is not None and needed > available:
         raise ConfigError(
-            f"rollout: the KV cache of {num_slots} slots x {length} tokens needs {needed} bytes ({readable_bytes(needed)}), "
-            f"and {readable_bytes(available)} are free on {device}. Lower num_slots (to {available * num_slots // needed} or "
-            "less), max_new_tokens or the prompt length."
+            f"rollout: the KV cache of {num_slots} slots x {length} tokens needs {needed} bytes "
+            f"({readable_bytes(needed)}), and {readable_bytes(available)} are free on {device}. Lower num_slots "
+            f"(to {available * num_slots // needed} or less), max_new_tokens or the prompt length."
         )
 
 

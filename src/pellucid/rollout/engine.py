@@ -1,4 +1,4 @@
-"""The seam between training and sampling: what every rollout engine promises. One conformance suite checks it."""
+"""The seam between training and sampling: what every rollout engine promises, and a suite checks."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class RolloutEngine(Protocol):
     def generate(
         self, prompts: list[Prompt], params: SamplingParams, *, progress: Progress | None = None
     ) -> list[Sample]:
-        """P prompts -> P * G samples, ordered by prompt, then sample_index; group_id is the prompt's index here.
+        """P prompts -> P * G samples, ordered by prompt, then sample_index; group_id is the prompt's index.
 
-        A sample depends on its prompt, the weights and its request seed alone, not on its neighbours in the call.
-        Raises DataError for a prompt and ConfigError for params that cannot be served, before anything is sampled.
+        A sample depends on its prompt, the weights and its request seed alone, not on its neighbours in the
+        call. Raises DataError for a prompt and ConfigError for params that cannot be served, before sampling.
         """
         ...
 
     def load_weights(self, source: Any, version: int) -> None:
-        """Sample from these weights from now on, and call them `version`. What source may be is the engine's."""
+        """Sample from these weights from now on, as `version`. What source may be is the engine's to say."""
         ...
 
 

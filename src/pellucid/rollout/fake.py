@@ -19,8 +19,8 @@ class Response:
 
 
 Script = Sequence[Response | Sequence[int]] | Callable[[Prompt, int], Response | Sequence[int]]
-"""Responses in the order of the samples, from the start in every call and around again when they run out; or a
-function of (prompt, sample_index)."""
+"""Responses in the order of the samples, from the start in every call and around again when they run out; or
+a function of (prompt, sample_index)."""
 
 
 class FakeEngine:

@@ -1,4 +1,4 @@
-"""Logits -> the next token and its log-prob, for many sequences at once, without a random state of its own."""
+"""Logits -> the next token and its log-prob, for many sequences at once and without a random state."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pellucid.types import SamplingParams
 
 
 def request_uniforms(params: SamplingParams, prompt_id: int, sample_index: int) -> Tensor:
-    """The randomness of one request: u[i] in [0, 1) decides its i-th token. (max_new_tokens,) float64, on the CPU.
+    """The randomness of one request: u[i] in [0, 1) decides its i-th token. (max_new_tokens,) float64, CPU.
 
     Drawn at admission from the request's own seed, so that no neighbour, slot or device changes a sample.
     """
@@ -20,9 +20,9 @@ def request_uniforms(params: SamplingParams, prompt_id: int, sample_index: int) 
 def sample_tokens(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """One token per row by inverse CDF: the first one whose cumulative probability exceeds u.
 
-    logits: (n, V). uniforms: (n,) float64 in [0, 1), ignored when greedy. Returns token ids (n,) int64 and their
-    log-probs (n,) float32, in nats: log-softmax(logits / temperature) before top-k and top-p; temperature 1 when
-    greedy. A token of probability 0 is never returned, unless logits are not finite.
+    logits: (n, V). uniforms: (n,) float64 in [0, 1), ignored when greedy. Returns token ids (n,) int64 and
+    their log-probs (n,) float32, in nats: log-softmax(logits / temperature) before top-k and top-p;
+    temperature 1 when greedy. A token of probability 0 is never returned, unless logits are NaN.
     """
     scaled = logits.float()
     if params.temperature not in (0.0, 1.0):
@@ -52,7 +52,8 @@ def _invert_cdf(probs: Tensor, uniforms: Tensor, params: SamplingParams) -> Tens
 def _truncate(probs: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
     """The top-k tokens, then of these the fewest whose share reaches top_p. Not renormalised.
 
-    probs: (n, V). Returns (n, K) with 0 outside the support, and the token ids (n, K) of its columns, None for 0..V-1.
+    probs: (n, V). Returns (n, K) with 0 outside the support, and the token ids (n, K) of its columns; None
+    stands for 0..V-1.
     """
     if params.top_k:
         probs, ids = probs.topk(min(params.top_k, probs.shape[1]), dim=-1)

@@ -1,4 +1,4 @@
-"""Continuous batching without the model: which request sits in which slot, and what it has generated so far."""
+"""Continuous batching without the model: which request sits in which slot, and what it has generated."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Request:
 class Slots:
     """A queue of requests in front of N slots. Row i of every table belongs to the request in slot i.
 
-    One row is one sequence in flight; a free row holds leftovers that nobody reads. Between admit, append and retire
-    the tables stay on the device; append alone waits for it, once.
+    One row is one sequence in flight; a free row holds leftovers that nobody reads. The tables stay on the
+    device; in a step that finishes no sequence the host waits for it once, in append.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Slots:
     def admit(self, prefilled: Container[int], token_budget: int) -> dict[int, Request]:
         """Move requests from the queue into free rows, lowest first. Returns row -> request, in queue order.
 
-        prefilled: groups whose prompt needs no forward. token_budget: at most this many prompt tokens, padding
-        included, are new (one prompt always fits), which bounds the memory of a prefill.
+        prefilled: groups whose prompt needs no forward. token_budget: at most this many prompt tokens,
+        padding included, are new (one prompt always fits), which bounds the memory of a prefill.
         """
         free = [row for row, request in enumerate(self.running) if request is None]
         admitted: dict[int, Request] = {}
@@ -94,7 +94,7 @@ class Slots:
         return admitted
 
     def next_inputs(self) -> tuple[Tensor, Tensor, int]:
-        """Of the active slots, which must be rows 0..n-1: the last token (n,), its position (n,), the longest length.
+        """Of the active slots, which must be rows 0..n-1: last token (n,), its position (n,), longest length.
 
         Counts as a decode step: call it once for every append that follows.
         """
@@ -110,7 +110,7 @@ class Slots:
         return self.uniforms[rows, self.counts[rows]]
 
     def append(self, rows: Tensor, tokens: Tensor, logprobs: Tensor) -> list[int]:
-        """Record one sampled token per row; rows, tokens, logprobs: (n,). Returns the rows that are now finished."""
+        """Record one sampled token per row; rows, tokens, logprobs: (n,). Returns the rows now finished."""
         counts = self.counts[rows]
         self.tokens[rows, counts] = tokens
         self.logprobs[rows, counts] = logprobs
@@ -127,9 +127,9 @@ class Slots:
         ids, logprobs = self.tokens[row, :count].tolist(), self.logprobs[row, :count].tolist()
         if not math.isfinite(math.fsum(logprobs)):
             raise IntegrityError(
-                f"rollout: sample {request.sample_index} of prompt {request.prompt.id} has a log-prob that is not "
-                f"finite (policy version {version}). The weights have diverged: lower the learning rate, and resume "
-                "from an earlier checkpoint."
+                f"rollout: sample {request.sample_index} of prompt {request.prompt.id} has a log-prob that is "
+                f"not finite (policy version {version}). The weights have diverged: lower the learning rate, and "
+                "resume from an earlier checkpoint."
             )
         before = len(request.prompt.input_ids)
         return Sample(

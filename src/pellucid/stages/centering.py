@@ -14,9 +14,7 @@ from pellucid.stages.scoring import raw_scores
 from pellucid.types import SamplingParams, derive_seed
 
 
-def center_scores(
-    config: RMConfig, model: ScalarModel, tokenizer: Any, say: Callable[[str], None]
-) -> dict[str, float]:
+def center_scores(config: RMConfig, model: ScalarModel, tokenizer: Any, say: Callable[[str], None]) -> dict[str, float]:
     """Set the model's shift so that samples of the reference policy score 0 on average.
 
     Returns {"score_shift", "reference_score_std"}, or {} when config.center_prompts is 0. The spread of those samples'

@@ -53,7 +53,5 @@ def generate(config: GenerateConfig, reporter: Reporter | None = None) -> list[d
         reporter.say(f"{len(rows)} samples in {config.output}")
     else:
         for row in rows:
-            reporter.say(
-                f"{row['prompt']}│{row['completion']}\n  {row['tokens']} tokens, {row['logprob']:.2f} nats\n"
-            )
+            reporter.say(f"{row['prompt']}│{row['completion']}\n  {row['tokens']} tokens, {row['logprob']:.2f} nats\n")
     return rows

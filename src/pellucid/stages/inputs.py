@@ -67,8 +67,6 @@ def load_preferences(data: DataConfig, tokenizer: Any, seed: int, say: Say) -> l
 
 
 def _say_counts(counts: dict[str, int], say: Say) -> None:
-    dropped = [
-        f"{n:,} {what.replace('_', ' ')}" for what, n in counts.items() if n and what not in ("rows", "kept")
-    ]
+    dropped = [f"{n:,} {what.replace('_', ' ')}" for what, n in counts.items() if n and what not in ("rows", "kept")]
     if dropped:
         say(f"  of {counts['rows']:,} rows: {', '.join(dropped)}")

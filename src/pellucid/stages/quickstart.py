@@ -24,7 +24,6 @@ from pellucid.config import (
     QuickstartConfig,
     RMConfig,
     RolloutConfig,
-    RunConfig,
     SFTConfig,
 )
 from pellucid.data import gold_score
@@ -36,9 +35,7 @@ from pellucid.stages.supervised import train_rm, train_sft
 MAX_NEW_TOKENS = 56
 
 
-def quickstart(
-    config: QuickstartConfig, resume: bool = False, reporter: Reporter | None = None
-) -> dict[str, Any]:
+def quickstart(config: QuickstartConfig, resume: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
     """Run the three stages; return the summary, also in summary.json.
 
     reward_model_accuracy: share of held-out pairs on which the reward model agrees with the gold preference.

@@ -35,6 +35,4 @@ def rollout_metrics(batch: Batch) -> StepStats:
             "critic/return": masked_mean(batch.get("returns"), mask),
             "critic/explained_variance": explained_variance(batch.old_values, batch.get("returns"), mask),
         }
-    return {
-        name: value.item() if isinstance(value, Tensor) else float(value) for name, value in metrics.items()
-    }
+    return {name: value.item() if isinstance(value, Tensor) else float(value) for name, value in metrics.items()}

@@ -20,7 +20,7 @@ from pellucid.stages.checks import check_start
 from pellucid.stages.evaluation import Evaluation, evaluate, write_rows
 from pellucid.stages.inputs import load_prompts, load_run_tokenizer, load_supervised, stop_ids
 from pellucid.stages.ppo import KLController, iterate, sampling_params
-from pellucid.types import Prompt, SamplingParams, StepStats, SupervisedBatch, derive_seed
+from pellucid.types import Prompt, StepStats, SupervisedBatch, derive_seed
 
 CONSOLE_COLUMNS = {
     "score/mean": "score", "kl/sequence": "kl", "policy/entropy": "entropy", "rollout/length": "length",
@@ -96,9 +96,7 @@ class _PPORun:
             self.ptx = Loader(examples, derive_seed(config.run.seed, "ptx"), config.algo.minibatch_size)
         algo = config.algo
         self.kl: KLController = (
-            AdaptiveKL(algo.kl_coef, algo.kl_target, algo.kl_horizon)
-            if algo.kl_target
-            else FixedKL(algo.kl_coef)
+            AdaptiveKL(algo.kl_coef, algo.kl_target, algo.kl_horizon) if algo.kl_target else FixedKL(algo.kl_coef)
         )
         self.position = _Position()
 
@@ -171,9 +169,7 @@ class _PPORun:
             "steps": self.position.step,
             "seconds": round(seconds, 1),
             "seed": self.config.run.seed,
-            f"best {self.config.eval.best_metric}": self.position.best
-            if math.isfinite(self.position.best)
-            else None,
+            f"best {self.config.eval.best_metric}": self.position.best if math.isfinite(self.position.best) else None,
         }
         self.directory.write_summary(summary)
         return summary
@@ -230,17 +226,11 @@ class _PPORun:
 
     def _show(self, step: int, stats: StepStats) -> None:
         self.reporter.advance()
-        shown = {
-            title: stats.get(name, math.nan) for name, title in CONSOLE_COLUMNS.items() if self._has(name)
-        }
+        shown = {title: stats.get(name, math.nan) for name, title in CONSOLE_COLUMNS.items() if self._has(name)}
         seconds = sum(value for name, value in stats.items() if name.startswith("time/"))
         self.reporter.row(step, shown | {"seconds": seconds})
 
     def _has(self, name: str) -> bool:
         if name.startswith("critic/"):
             return self.workers.critic is not None
-        return (
-            bool(self.eval_prompts)
-            if name == "eval/score"
-            else name != "eval/judge" or self.judge is not None
-        )
+        return bool(self.eval_prompts) if name == "eval/score" else name != "eval/judge" or self.judge is not None

@@ -242,9 +242,7 @@ def _restore(directory: RunDirectory, learner: Learner, loader: Loader[Any], rep
     return _Position(**states["trainer"]["position"])
 
 
-def _update(
-    objective: Objective[E], learner: Learner, examples: list[E], micro_batch_size: int
-) -> dict[str, float]:
+def _update(objective: Objective[E], learner: Learner, examples: list[E], micro_batch_size: int) -> dict[str, float]:
     """One optimizer step; metrics named train/… and optimizer/…."""
     learner.zero_grad()
     figures: dict[str, float] = {}
@@ -277,7 +275,5 @@ def _by_length(objective: Objective[E], examples: list[E], size: int) -> list[li
 
 
 def _shown(stats: dict[str, float], held_out: dict[str, float]) -> dict[str, float]:
-    figures = {
-        name: value for name, value in (stats | held_out).items() if name.startswith(("train/", "eval/"))
-    }
+    figures = {name: value for name, value in (stats | held_out).items() if name.startswith(("train/", "eval/"))}
     return figures | {"grad norm": stats["optimizer/grad_norm"], "lr": stats["optimizer/lr"]}

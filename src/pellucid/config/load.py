@@ -1,0 +1,153 @@
+"""From a TOML file and dotted flags to a checked config. `load_config` is the only way in for files and flags."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from pellucid.config.schema import Section
+from pellucid.errors import ConfigError
+
+C = TypeVar("C", bound=Section)
+
+
+def load_config(model: type[C], path: Path | None, overrides: list[str], defaults: dict[str, Any] | None = None) -> C:
+    """Defaults, then the TOML file, then `--a.b-c value` flags; validated once. Raises ConfigError, one line a fault."""
+    tree = _merge(dict(defaults or {}), read_toml(path) if path else {})
+    return validate(model, _merge(tree, _parse_overrides(model, overrides)), str(path) if path else "command line")
+
+
+def validate(model: type[C], tree: dict[str, Any], where: str) -> C:
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first, *more = [_explain(model, fault) for fault in error.errors()]
+        raise ConfigError(f"{where}: {first}" + (f" (and {len(more)} more)" if more else "")) from None
+
+
+def dump_toml(config: Section) -> str:
+    """The resolved config; what is None is left out, since TOML has no null."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ, as `key: old -> new`."""
+    found: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{name}.")
+        elif a != b:
+            found.append(f"{name}: {a!r} -> {b!r}")
+    return found
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises ConfigError when the file is missing, unreadable or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _parse_overrides(model: type[Section], flags: list[str]) -> dict[str, Any]:
+    """["--algo.gae-lambda", "0.9"] -> {"algo": {"gae_lambda": 0.9}}; also `--key=value` and a bare `--flag` for true."""
+    tree: dict[str, Any] = {}
+    queue = list(flags)
+    while queue:
+        flag = queue.pop(0)
+        if not flag.startswith("--"):
+            raise ConfigError(f"command line: {flag!r} is not a flag; write --section.key value")
+        key, equals, value = flag[2:].partition("=")
+        path = key.replace("-", "_").split(".")
+        annotation = _annotation(model, path)
+        if not equals:
+            has_value = bool(queue) and not queue[0].startswith("--")
+            if not has_value and annotation is not bool:
+                raise ConfigError(f"command line: --{key} needs a value")
+            value = queue.pop(0) if has_value else "true"
+        node = tree
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = _parse_value(annotation, value)
+    return tree
+
+
+def _annotation(model: type[Section], path: list[str]) -> Any:
+    """Type of a dotted key; ConfigError with the nearest name if there is none."""
+    node: Any = model
+    for depth, part in enumerate(path):
+        if typing.get_origin(node) is dict:
+            return typing.get_args(node)[1]
+        fields = _fields(node)
+        if part not in fields:
+            raise ConfigError(f"command line: {_unknown('.'.join(path[:depth]), part, fields)}")
+        node = fields[part].annotation
+    return node
+
+
+def _fields(annotation: Any) -> dict[str, Any]:
+    """Fields of a section, also of an optional one; {} for a leaf."""
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return dict(candidate.model_fields)
+    return {}
+
+
+def _parse_value(annotation: Any, text: str) -> Any:
+    """A flag's text as its field's type; text that does not fit is left for pydantic to refuse by name."""
+    if "tuple" in str(annotation):
+        return [part for part in text.split(",") if part]
+    if text == "none":
+        return None
+    try:
+        return TypeAdapter(annotation).validate_strings(text)
+    except ValidationError:
+        pass
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _explain(model: type[Section], fault: Any) -> str:
+    """One pydantic fault as one line: the key, the value, what is allowed."""
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        node: Any = model
+        for part in path[:-1]:
+            node = _fields(node)[part].annotation if part in _fields(node) else node
+        return _unknown(".".join(path[:-1]), path[-1], _fields(node))
+    if fault["type"] == "missing":
+        return f"{key} is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key} = {fault['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _unknown(section: str, name: str, known: dict[str, Any]) -> str:
+    where = f"[{section}]" if section else "the top level"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}" if known else "it has no keys"
+    return f"unknown key {'.'.join(p for p in (section, name) if p)!r} in {where}; {hint}"
