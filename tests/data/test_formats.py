@@ -43,14 +43,22 @@ def test_every_format_is_detected(row: dict[str, Any], name: str, kind: str) -> 
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ({"text": "a"}, {"txt": "a"}, r"no field 'text'; the row has \{txt\}, language_modeling wants \{text\}"),
+        (
+            {"text": "a"},
+            {"txt": "a"},
+            r"no field 'text'; the row has \{txt\}, language_modeling wants \{text\}",
+        ),
         ({"text": "a"}, {"text": 3}, "field 'text' is of type int, wanted a string"),
         ({"text": "a"}, {"text": None}, "field 'text' is null, wanted a string"),
         ({"prompt": "a"}, {"prompt": USER}, "wanted a string; a data set is all plain or all conversational"),
         ({"prompt": USER}, {"prompt": "a"}, "wanted a list of messages; a data set is all plain"),
         ({"messages": USER}, {"messages": []}, "is an empty list of messages"),
         ({"messages": USER}, {"messages": ["a"]}, "message 1 is of type str, wanted an object"),
-        ({"messages": USER}, {"messages": [{"role": "user"}]}, "message 1: content is missing, wanted a string"),
+        (
+            {"messages": USER},
+            {"messages": [{"role": "user"}]},
+            "message 1: content is missing, wanted a string",
+        ),
         (UNPAIRED | {"label": True}, UNPAIRED | {"label": 1}, "'label' is of type int, wanted true or false"),
         ({"chosen": "a", "rejected": "b"}, {"chosen": "a"}, "no field 'rejected'"),
     ],
@@ -68,7 +76,9 @@ def test_wanted_formats_choose_and_refuse() -> None:
     row = {"prompt": "a", "completion": "b", "label": 1}
     assert detect_format([row], wanted=("prompt_only",)) == "prompt_only"
     assert detect_format([row], wanted=("prompt_completion",)) == "prompt_completion"
-    with pytest.raises(DataError, match=r"row 1: .*has \{completion, label, prompt\}, wanted \{prompt, chosen, rej"):
+    with pytest.raises(
+        DataError, match=r"row 1: .*has \{completion, label, prompt\}, wanted \{prompt, chosen, rej"
+    ):
         detect_format([row], wanted=("preference",))
     with pytest.raises(DataError, match="empty"):
         detect_format([])

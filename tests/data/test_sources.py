@@ -100,7 +100,7 @@ def test_a_row_without_a_renamed_field_names_its_line(tmp_path: Path) -> None:
         read_rows(source, columns={"prompt": "q"})
 
 
-# --- the Hub, with a stand-in for its client --------------------------------------------------------------------
+# --- the Hub, with a stand-in for its client ------------------------------------------------------
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def add_bos_and_eos(tokenizer: Any) -> Any:
     return tokenizer
 
 
-# --- supervised -------------------------------------------------------------------------------------------------
+# --- supervised -----------------------------------------------------------------------------------
 
 
 def test_loss_is_on_the_completion_and_one_eos(plain: Any) -> None:
@@ -72,8 +72,9 @@ def test_bos_comes_first_and_eos_once_whatever_the_tokenizer_adds(plain: Any) ->
     example = one([{"prompt": "The soup", "completion": " was cold."}], tokenizer)
     assert tokenizer.decode(example.input_ids) == "<|bos|>The soup was cold.<|end|>"
     assert learnt(example, tokenizer) == " was cold.<|end|>"
-    prompts, _ = prompts_from([{"prompt": "The soup was cold."}], tokenizer, 3, "truncate_left")
-    assert tokenizer.decode(prompts[0].input_ids) == "<|bos|> cold."
+    whole = prompts_from([{"prompt": "The soup was cold."}], tokenizer, 50)[0][0].input_ids
+    cut = prompts_from([{"prompt": "The soup was cold."}], tokenizer, 3, "truncate_left")[0][0].input_ids
+    assert cut == [tokenizer.bos_token_id, *whole[-2:]]
 
 
 def test_pad_equal_to_eos_changes_no_mask(plain: Any) -> None:
@@ -116,7 +117,7 @@ def test_a_template_without_end_of_turn_gets_eos(plain: Any) -> None:
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(chatml: Any) -> None:
     chatml.chat_template = "{% for m in messages %}{{ messages | length }}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(DataError, match="row 1: the chat template is not prefix-stable.*message 2"):
+    with pytest.raises(DataError, match=r"row 1: the chat template is not prefix-stable.*message 2"):
         supervised_examples([{"messages": USER + REPLY}], chatml, 100)
 
 
@@ -131,18 +132,23 @@ def test_conversations_that_teach_nothing_exact(chatml: Any, messages: Any, mess
 
 def test_no_chat_template_says_how_to_give_one(plain: Any) -> None:
     for make, row in ((supervised_examples, {"messages": USER + REPLY}), (prompts_from, {"prompt": USER})):
-        with pytest.raises(DataError, match="has no chat template.*`chat_template: PATH`"):
+        with pytest.raises(DataError, match=r"has no chat template.*`chat_template: PATH`"):
             make([row], plain, 100)
 
 
 def test_what_a_template_refuses_is_passed_on_with_the_row(chatml: Any) -> None:
     chatml.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(DataError, match="row 1: the chat template refuses these messages: roles must alternate"):
+    with pytest.raises(
+        DataError, match="row 1: the chat template refuses these messages: roles must alternate"
+    ):
         prompts_from([{"prompt": USER}], chatml, 100)
 
 
 def test_too_long_examples(plain: Any) -> None:
-    rows = [{"prompt": "The soup", "completion": " was cold."}, {"prompt": "The soup was cold. " * 3, "completion": "We"}]
+    rows = [
+        {"prompt": "The soup", "completion": " was cold."},
+        {"prompt": "The soup was cold. " * 3, "completion": "We"},
+    ]
     with pytest.raises(DataError, match=r'row 2: \d+ tokens, the limit is 8.*"skip" or "truncate"'):
         supervised_examples(rows, plain, 8)
     examples, counts = supervised_examples(rows, plain, 8, "skip")
@@ -163,7 +169,7 @@ def test_empty_texts_are_counted(plain: Any) -> None:
     assert (counts["rows"], counts["kept"], counts["skipped_empty"]) == (2, 1, 1)
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------
+# --- prompts --------------------------------------------------------------------------------------
 
 
 def test_prompts_keep_their_row_number_text_and_columns(plain: Any) -> None:
@@ -171,8 +177,13 @@ def test_prompts_keep_their_row_number_text_and_columns(plain: Any) -> None:
     prompts, counts = prompts_from(rows, plain, 3, "skip")
     assert [(p.id, p.text, p.columns) for p in prompts] == [(1, "We", {"answer": "4"})]
     assert counts == {
-        "rows": 2, "kept": 1, "truncated": 0, "skipped_too_long": 1, "skipped_empty": 0, "skipped_identical": 0,
-    }  # fmt: skip
+        "rows": 2,
+        "kept": 1,
+        "truncated": 0,
+        "skipped_too_long": 1,
+        "skipped_empty": 0,
+        "skipped_identical": 0,
+    }
 
 
 def test_prompts_too_long(plain: Any) -> None:
@@ -180,7 +191,7 @@ def test_prompts_too_long(plain: Any) -> None:
     with pytest.raises(DataError, match=r'row 1: \d+ tokens, the limit is 2.*"skip" or "truncate_left"'):
         prompts_from(rows, plain, 2)
     prompts, counts = prompts_from(rows, plain, 2, "truncate_left")
-    assert plain.decode(prompts[0].input_ids) == " cold."
+    assert prompts[0].input_ids == plain("The soup was cold.")["input_ids"][-2:]
     assert counts["truncated"] == 1
     with pytest.raises(DataError, match="row 1: the prompt has no tokens"):
         prompts_from([{"prompt": ""}], plain, 2)
@@ -191,7 +202,7 @@ def test_a_prompt_that_ends_with_the_assistant_is_continued(chatml: Any) -> None
     assert chatml.decode(prompts[0].input_ids).endswith("<|im_start|>assistant\nWe are sorry.")
 
 
-# --- preference -------------------------------------------------------------------------------------------------
+# --- preference -----------------------------------------------------------------------------------
 
 
 def test_pairs_end_with_eos_and_share_the_prompt(plain: Any) -> None:
@@ -225,6 +236,12 @@ def test_long_pairs_lose_the_beginning_of_their_prompt(plain: Any) -> None:
     )
     (tiny,), _ = preference_examples(rows, plain, 2, "truncate")
     assert (len(tiny.chosen_ids), tiny.prompt_tokens) == (2, 0)
+
+
+def test_sides_that_answer_different_prompts_are_refused(chatml: Any) -> None:
+    row = {"chosen": USER + REPLY, "rejected": AGAIN}
+    with pytest.raises(DataError, match="row 1: chosen and rejected differ before the assistant's turn"):
+        preference_examples([row], chatml, 100)
 
 
 @pytest.mark.parametrize("prompt", [{"prompt": "a"}, {}])

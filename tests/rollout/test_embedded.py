@@ -161,14 +161,13 @@ def test_weights_are_shared(llama, ragged_prompts):
     assert [s.response_ids for s in engine.generate(prompts, GREEDY)] == [s.response_ids for s in after]
 
 
-@pytest.mark.parametrize("form", ["state_dict", "directory"])
+@pytest.mark.parametrize("form", ["model", "state_dict", "directory"])
 def test_load_weights_copies_in_place(ragged_prompts, tmp_path, form):
     mine, other, prompts = tiny_llama_gqa(seed=0), tiny_llama_gqa(seed=1), ragged_prompts(4)
     parameter = mine.model.layers[0].mlp.down_proj.weight
-    if form == "directory":
-        other.save_pretrained(tmp_path)
+    other.save_pretrained(tmp_path)
     engine = EmbeddedEngine(mine, num_slots=4)
-    engine.load_weights(tmp_path if form == "directory" else other.state_dict(), 2)
+    engine.load_weights({"model": other, "state_dict": other.state_dict(), "directory": tmp_path}[form], 2)
     assert engine.version == 2
     assert mine.model.layers[0].mlp.down_proj.weight is parameter
     assert [s.response_ids for s in engine.generate(prompts, GREEDY)] == responses(other, prompts, GREEDY)

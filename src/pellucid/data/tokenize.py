@@ -58,14 +58,16 @@ def prompts_from(
     Raises DataError: a wrong row, a prompt of no tokens, one too long under "error", or none left.
     """
     plain = not is_conversational(rows[0], detect_format(rows, wanted=("prompt_only",)))
-    counts = _new_counts(rows)
+    counts = _start(rows, too_long, "truncate_left")
     texts = _each(rows, lambda row: row["prompt"] if plain else chat.render(tokenizer, row["prompt"], True))
     prompts = []
     for index, ids in enumerate(_encode(texts, tokenizer, plain)):
         if not ids:
             raise DataError(f"{where(rows, index)}: the prompt has no tokens")
         if len(ids) > max_prompt_tokens:
-            if not _keep_too_long(rows, index, len(ids), max_prompt_tokens, too_long, "truncate_left", counts):
+            if not _keep_too_long(
+                rows, index, len(ids), max_prompt_tokens, too_long, "truncate_left", counts
+            ):
                 continue
             ids = _keep_end(ids, max_prompt_tokens, tokenizer)
         columns = {name: value for name, value in rows[index].items() if name != "prompt"}
@@ -87,7 +89,7 @@ def supervised_examples(
     """
     name = detect_format(rows, wanted=("prompt_completion", "language_modeling"))
     plain = not is_conversational(rows[0], name)
-    counts, control = _new_counts(rows), chat.control_ids(tokenizer)
+    counts, control = _start(rows, too_long, "truncate"), chat.control_ids(tokenizer)
     pieces = _each(rows, lambda row: _supervised_segments(row, name, plain, tokenizer))
     examples = []
     for index, parts in enumerate(_encode_all(pieces, tokenizer, plain)):
@@ -96,7 +98,9 @@ def supervised_examples(
         for part, (_, trained) in zip(parts, pieces[index], strict=True):
             # Learnt up to the closing control token: blanks that a template writes after it are no action of
             # the model.
-            learnt = 0 if not trained else len(part) if plain else len(chat.without_tail(tokenizer, part, control))
+            learnt = (
+                0 if not trained else len(part) if plain else len(chat.without_tail(tokenizer, part, control))
+            )
             mask += [t < learnt for t in range(len(part))]
         mask[0] = False
         if not any(mask):
@@ -123,7 +127,7 @@ def preference_examples(
     Raises DataError: a wrong row, a pair too long under "error", or none left.
     """
     plain = not is_conversational(rows[0], detect_format(rows, wanted=("preference",)))
-    counts, control = _new_counts(rows), chat.control_ids(tokenizer)
+    counts, control = _start(rows, too_long, "truncate"), chat.control_ids(tokenizer)
     sides = _each(rows, lambda row: _preference_segments(row, plain, tokenizer))
     encoded = iter(_encode_all([side for pair in sides for side in pair], tokenizer, plain))
     examples = []
@@ -160,10 +164,12 @@ def _preference_segments(row: Row, plain: bool, tokenizer: Any) -> tuple[list[Se
     prompt, chosen, rejected = preference_parts(row)
     if plain:
         return [(prompt, False), (chosen, True)], [(prompt, False), (rejected, True)]
-    return (
-        chat.segments(tokenizer, prompt + chosen, first_trained=len(prompt)),
-        chat.segments(tokenizer, prompt + rejected, first_trained=len(prompt)),
+    good, bad = (
+        chat.segments(tokenizer, prompt + side, first_trained=len(prompt)) for side in (chosen, rejected)
     )
+    if good[0] != bad[0]:
+        raise DataError("chosen and rejected differ before the assistant's turn; a pair answers one prompt")
+    return good, bad
 
 
 def _each(rows: Sequence[Row], make: Callable[[Row], T]) -> list[T]:
@@ -180,7 +186,9 @@ def _each(rows: Sequence[Row], make: Callable[[Row], T]) -> list[T]:
 # --- text pieces -> ids -------------------------------------------------------------------------------------
 
 
-def _encode_all(examples: Sequence[Sequence[Segment]], tokenizer: Any, special: bool) -> list[list[list[int]]]:
+def _encode_all(
+    examples: Sequence[Sequence[Segment]], tokenizer: Any, special: bool
+) -> list[list[list[int]]]:
     """The ids of each piece of each example.
 
     Each beginning of an example is encoded as a whole, and a piece's ids are what it adds. Where a tokenizer
@@ -208,7 +216,9 @@ def _encode_all(examples: Sequence[Sequence[Segment]], tokenizer: Any, special: 
 def _encode(texts: list[str], tokenizer: Any, special: bool) -> list[list[int]]:
     if not texts:
         return []
-    encoded = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
+    encoded = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)[
+        "input_ids"
+    ]
     eos = tokenizer.eos_token_id
     if special and tokenizer("a")["input_ids"][-1] == eos:
         # Set to add EOS by itself. Here EOS is what ends a completion, so it is added there only.
@@ -240,8 +250,6 @@ def _keep_too_long(
             f"{where(rows, index)}: {length} tokens, the limit is {limit}. Raise the limit, or set too_long "
             f'to "skip" or "{truncate}".'
         )
-    if policy not in ("skip", truncate):
-        raise DataError(f'too_long is "{policy}", must be "error", "skip" or "{truncate}"')
     counts["skipped_too_long" if policy == "skip" else "truncated"] += 1
     return policy != "skip"
 
@@ -250,17 +258,26 @@ def _keep_end(ids: list[int], length: int, tokenizer: Any) -> list[int]:
     """The last `length` ids, of which the first stays BOS if it was."""
     if len(ids) <= length:
         return ids
-    bos = ids[:1] if length > 1 and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
+    bos = (
+        ids[:1]
+        if length > 1 and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+        else []
+    )
     return bos + ids[len(ids) - length + len(bos) :]
 
 
-def _new_counts(rows: Sequence[Row]) -> Counts:
+def _start(rows: Sequence[Row], too_long: str, truncate: str) -> Counts:
+    """Counts of nothing yet, after a look at the policy: a wrong one must not wait for the first long row."""
+    if too_long not in ("error", "skip", truncate):
+        raise DataError(f'too_long is "{too_long}", must be "error", "skip" or "{truncate}"')
     names = ("kept", "truncated", "skipped_too_long", "skipped_empty", "skipped_identical")
     return {"rows": len(rows)} | dict.fromkeys(names, 0)
 
 
 def _kept(rows: Sequence[Row], made: list[T], counts: Counts) -> tuple[list[T], Counts]:
     if not made:
-        why = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n and "skipped" in name)
+        why = ", ".join(
+            f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n and "skipped" in name
+        )
         raise DataError(f"{getattr(rows, 'source', 'data')}: none of {len(rows)} rows is left ({why})")
     return made, counts | {"kept": len(made)}

@@ -43,7 +43,9 @@ def load_tokenizer(path: str | Path, chat_template: str | Path | None = None) ->
             )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-    except Exception as error:  # a broken tokenizer.json raises bare Exception from Rust; the Hub has its own kinds
+    except (
+        Exception
+    ) as error:  # a broken tokenizer.json raises bare Exception from Rust; the Hub has its own kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"tokenizer {path} could not be loaded: {reason}") from error
     if chat_template is not None:
@@ -58,7 +60,11 @@ def _looks_local(path: str | Path) -> bool:
 def _cached(name: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return any(isinstance(try_to_load_from_cache(name, f), str) for f in ("tokenizer_config.json", "tokenizer.json"))
+    files = ("tokenizer_config.json", "tokenizer.json")
+    try:
+        return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
+    except ValueError:  # no Hub name at all; loading it says so
+        return False
 
 
 def _read_template(file: Path) -> str:
@@ -87,7 +93,9 @@ def ensure_pad(tokenizer: Any) -> int:
     return tokenizer.pad_token_id
 
 
-def stop_token_ids(tokenizer: Any, generation_config_eos: int | Sequence[int] | None = None) -> tuple[int, ...]:
+def stop_token_ids(
+    tokenizer: Any, generation_config_eos: int | Sequence[int] | None = None
+) -> tuple[int, ...]:
     """Ids that end a response, sorted, each once.
 
     They are the tokenizer's EOS, the generation config's (one or several), and the control token with which
@@ -115,7 +123,9 @@ def train_bpe(
     roles = ["<|system|>", "<|user|>", "<|assistant|>"] if chat else []
     control = [eos, *([pad] if pad != eos else []), *roles]
     if vocab_size < 256 + len(control):
-        raise DataError(f"vocab_size is {vocab_size}; 256 bytes and {len(control)} control tokens are the least")
+        raise DataError(
+            f"vocab_size is {vocab_size}; 256 bytes and {len(control)} control tokens are the least"
+        )
     texts = list(texts)
     if not any(texts):
         raise DataError("no text to train a tokenizer on")

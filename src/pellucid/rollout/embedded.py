@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from pellucid.errors import CheckpointError, ConfigError
@@ -36,7 +36,7 @@ class EmbeddedEngine:
     """A RolloutEngine over a model that lives here, and may be training here.
 
     The weights are the model's own: a change of them in place is a change of the next sample. num_slots
-    sequences are in flight at once; max_length, in tokens, limits prompt + response below the model's context.
+    sequences are in flight at once; max_length limits prompt + response, in tokens, on top of the context.
 
     Raises ConfigError if num_slots is below 1 or the architecture cannot be served right.
     """
@@ -80,16 +80,19 @@ class EmbeddedEngine:
         return sorted(finished, key=lambda sample: (sample.group_id, sample.sample_index))
 
     def load_weights(
-        self, source: PreTrainedModel | Mapping[str, Tensor] | str | Path | None, version: int
+        self, source: nn.Module | Mapping[str, Tensor] | str | Path | None, version: int
     ) -> None:
         """Take over weights, in place, and call them `version`.
 
-        source: None or the engine's own model (nothing to copy: the weights are shared), a state dict, or a
-        directory of safetensors files. Raises CheckpointError, with nothing changed, if it does not fit.
+        source: None or the engine's own model (nothing to copy: the weights are shared), another model, a state
+        dict, or a directory of safetensors files. Raises CheckpointError, with nothing changed, if it does not fit.
         """
         if source is not None and source is not self.model:
-            where = str(source) if isinstance(source, (str, Path)) else "the state dict"
-            weights = _read_safetensors(source) if isinstance(source, (str, Path)) else source
+            where = str(source) if isinstance(source, (str, Path)) else "the given model"
+            if isinstance(source, (str, Path)):
+                weights = _read_safetensors(source)
+            else:
+                weights = source.state_dict() if isinstance(source, nn.Module) else source
             own = self.model.state_dict()
             _check_weights(weights, own, where)
             with torch.no_grad():

@@ -1,7 +1,7 @@
 """The slot KV cache: preallocated keys and values, one row per sequence in flight, each of its own length.
 
 It is passed to a transformers model as past_key_values. Attention then sees (rows, heads, length, head_dim)
-of the active rows and the longest length, as views; the caller's mask hides what lies beyond a row's own length.
+of the active rows and the longest length, as views; the caller's mask hides what lies beyond a row's length.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def measure_layers(model: PreTrainedModel) -> list[LayerShape]:
     kept = [layer for layer in cache.layers if isinstance(layer.keys, Tensor) and layer.keys.numel()]
     if len(kept) != expected:
         raise ConfigError(
-            f"rollout: {expected - len(kept)} of the {expected} layers of {type(model).__name__} keep no keys "
-            "and values of their own, which the embedded engine relies on. Use the vllm engine for this model."
+            f"rollout: {expected - len(kept)} of the {expected} layers of {type(model).__name__} keep no "
+            "keys and values of their own, which the embedded engine needs. Use the vllm engine instead."
         )
     return [
         LayerShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3], layer.keys.dtype)
@@ -70,6 +70,9 @@ class _Aim:
 
 class SlotLayer(DynamicLayer):
     """Keys (N, kv_heads, L, key_dim) and values (N, kv_heads, L, value_dim) of one layer."""
+
+    keys: Tensor
+    values: Tensor
 
     def __init__(
         self, shape: LayerShape, num_slots: int, length: int, device: torch.device, aim: _Aim
@@ -100,6 +103,8 @@ class SlotLayer(DynamicLayer):
 
 class SlotCache(Cache):
     """N slots of L tokens for every layer. Row i is slot i; a decode step's active slots are rows 0..n-1."""
+
+    layers: list[SlotLayer]
 
     def __init__(self, layers: list[LayerShape], num_slots: int, length: int, device: torch.device) -> None:
         nowhere = torch.zeros(0, dtype=torch.int64, device=device)

@@ -24,8 +24,8 @@ def check_architecture(model: PreTrainedModel) -> None:
         )
     if model._is_stateful:
         raise ConfigError(
-            f"rollout: {name} has state-space or recurrent layers, whose state the embedded engine cannot hold. "
-            f"{USE_VLLM}"
+            f"rollout: {name} has state-space or recurrent layers, whose state the embedded engine cannot "
+            f"hold. {USE_VLLM}"
         )
     for index, kind in enumerate(getattr(config, "layer_types", None) or []):
         if kind not in ("full_attention", "sliding_attention", "chunked_attention"):
@@ -59,8 +59,8 @@ def check_prompts(
         if limit is not None and length > limit:
             raise DataError(
                 f"prompt {prompt.id} has {len(prompt.input_ids)} tokens; with max_new_tokens="
-                f"{params.max_new_tokens} that makes {length}, and {reason} is {limit}. Shorten the prompt or "
-                "lower max_new_tokens."
+                f"{params.max_new_tokens} that makes {length}, and {reason} is {limit}. Shorten the prompt "
+                "or lower max_new_tokens."
             )
         low, high = min(prompt.input_ids), max(prompt.input_ids)
         if low < 0 or high >= vocabulary:
@@ -100,8 +100,8 @@ def check_memory(layers: list[LayerShape], num_slots: int, length: int, device: 
     if available is not None and needed > available:
         raise ConfigError(
             f"rollout: the KV cache of {num_slots} slots x {length} tokens needs {needed} bytes "
-            f"({readable_bytes(needed)}), and {readable_bytes(available)} are free on {device}. Lower num_slots "
-            f"(to {available * num_slots // needed} or less), max_new_tokens or the prompt length."
+            f"({readable_bytes(needed)}), and {readable_bytes(available)} are free on {device}. Lower "
+            f"num_slots (to {available * num_slots // needed} or less), max_new_tokens or the prompt length."
         )
 
 

@@ -127,9 +127,9 @@ class Slots:
         ids, logprobs = self.tokens[row, :count].tolist(), self.logprobs[row, :count].tolist()
         if not math.isfinite(math.fsum(logprobs)):
             raise IntegrityError(
-                f"rollout: sample {request.sample_index} of prompt {request.prompt.id} has a log-prob that is "
-                f"not finite (policy version {version}). The weights have diverged: lower the learning rate, and "
-                "resume from an earlier checkpoint."
+                f"rollout: sample {request.sample_index} of prompt {request.prompt.id} has a log-prob that "
+                f"is not finite (policy version {version}). The weights have diverged: lower the learning "
+                "rate, and resume from an earlier checkpoint."
             )
         before = len(request.prompt.input_ids)
         return Sample(
