@@ -1,195 +1,145 @@
-"""Tiny runs of the real commands: models and data of a few kilobytes, configs of a few steps, processes that start fast.
-
-A run in a process of its own is forked from a server that has imported everything, so that it starts in milliseconds
-and a test can kill dozens of them.
-"""
+"""Tiny batches, tokenizers, model folders and configs, for the tests above the floor of `core`."""
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import signal
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tomli_w
+import torch
+from tiny_models import VOCAB_SIZE
+from torch import Tensor
 
-CONTEXT = 96
-SHAPE = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 48, "context": CONTEXT}
-RUN = {"threads": 1, "device": "cpu", "precision": "float32"}
+from pellucid.config import PPOConfig
+from pellucid.types import Batch, Prompt, Sample, collate
 
-WORDS = "tea soup bread salad cake fish rice plate spoon guest table window garden morning evening winter".split()
-SUPERVISED = [
-    {"prompt": f"The {a} was", "completion": f" good with {b} and {a}."} for a in WORDS[:6] for b in WORDS[6:10]
+TEXTS = [
+    "the cat sat on the mat and slept",
+    "a dog ran over the hill to the sea",
+    "we sat by the sea and ate the bread",
+    "the hill is green and the sea is blue",
 ]
-PAIRS = [{"prompt": f"The {a}", "chosen": f" is good, {b}.", "rejected": f" is bad."} for a in WORDS[:6] for b in WORDS[6:9]]
-PROMPTS = [{"prompt": f"The {a} was", "mark": i} for i, a in enumerate(WORDS)]
 
 
-def write_jsonl(path: Path, rows: list[Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+def ragged_rows(seed: int = 0, lengths: tuple[int, ...] = (5, 9, 2, 7)) -> list[list[int]]:
+    """One list of random token ids for each length."""
+    random = torch.Generator().manual_seed(seed)
+    return [torch.randint(VOCAB_SIZE, (n,), generator=random).tolist() for n in lengths]
 
 
-def write_toml(path: Path, config: dict[str, Any]) -> Path:
-    path.write_text(tomli_w.dumps(config), encoding="utf-8")
-    return path
+def padded(rows: list[list[int]], side: str = "right", extra: int = 0, pad_id: int = 5) -> tuple[Tensor, Tensor]:
+    """(input_ids, attention_mask), each (B,T), with `extra` more columns of padding than the longest row needs."""
+    width = max(map(len, rows)) + extra
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        columns = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        ids[i, columns], mask[i, columns] = torch.tensor(row), True
+    return ids, mask
 
 
-def make_models(folder: Path) -> tuple[Path, Path]:
-    """(policy, reward model): Llamas of two layers with one byte-level tokenizer between them."""
+def sample(
+    prompt_ids: list[int],
+    response_ids: list[int],
+    actions: list[bool] | None = None,
+    group_id: int = 0,
+    stop_reason: str = "stop",
+    **prompt: Any,
+) -> Sample:
+    """One sample; all response tokens are actions unless told otherwise."""
+    actions = [True] * len(response_ids) if actions is None else actions
+    return Sample(
+        prompt=Prompt(id=group_id, input_ids=prompt_ids, text=prompt.pop("text", ""), **prompt),
+        group_id=group_id,
+        sample_index=0,
+        input_ids=prompt_ids + response_ids,
+        action_mask=[False] * len(prompt_ids) + actions,
+        rollout_logprobs=[0.0] * len(prompt_ids) + [-1.0 if a else 0.0 for a in actions],
+        stop_reason=stop_reason,  # type: ignore[arg-type]
+        policy_version=0,
+    )
+
+
+def random_batch(n: int = 6, seed: int = 0, drift: float = 0.1) -> Batch:
+    """n ragged samples with gaps in their actions, and random numbers in every field that an update reads.
+
+    drift: spread of old_logprobs around a level that a tiny random model gives, so that some ratios are clipped.
+    """
+    random = torch.Generator().manual_seed(seed)
+
+    def integers(low: int, high: int, size: int) -> list[int]:
+        return torch.randint(low, high, (size,), generator=random).tolist()
+
+    samples = []
+    for i in range(n):
+        response = integers(0, VOCAB_SIZE, integers(2, 9, 1)[0])
+        actions = [bool(x) for x in integers(0, 4, len(response) - 1)] + [True]
+        samples.append(sample(integers(0, VOCAB_SIZE, integers(1, 6, 1)[0]), response, actions, group_id=i // 2))
+    batch = collate(samples, pad_id=0)
+
+    def noise(scale: float = 1.0) -> Tensor:
+        return torch.randn(batch.input_ids.shape, generator=random) * scale * batch.action_mask
+
+    return batch.having(
+        scores=torch.randn(n, generator=random),
+        old_logprobs=noise(drift) - 4.0 * batch.action_mask,
+        ref_logprobs=noise(drift) - 4.0 * batch.action_mask,
+        old_values=noise(),
+        advantages=noise(),
+        returns=noise(),
+    )
+
+
+def tokenizer() -> Any:
+    """A byte-level BPE tokenizer over TEXTS; its pad is not its EOS."""
     from pellucid.data import train_bpe
-    from pellucid.execution.local import save_model
-    from pellucid.models import load_scalar_model, new_causal_lm
 
-    tokenizer = train_bpe([row["prompt"] + row["completion"] for row in SUPERVISED], vocab_size=300)
-    policy = new_causal_lm(
-        **SHAPE, vocab_size=len(tokenizer), eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id, seed=0,
-        device="cpu", precision="float32",
-    )  # fmt: skip
-    save_model(policy, tokenizer, folder / "policy")
-    reward = load_scalar_model(str(folder / "policy"), "cpu", "float32", tokenizer.pad_token_id, seed=1)
-    save_model(reward, tokenizer, folder / "reward")
-    return folder / "policy", folder / "reward"
+    return train_bpe(TEXTS, 290)
 
 
-def make_data(folder: Path) -> Path:
-    write_jsonl(folder / "supervised.jsonl", SUPERVISED)
-    write_jsonl(folder / "pairs.jsonl", PAIRS)
-    write_jsonl(folder / "prompts.jsonl", PROMPTS)
+def save_models(folder: Path) -> Path:
+    """A policy in folder/actor and a reward model in folder/reward, random weights, with their tokenizer."""
+    from tiny_models import tiny_llama_gqa
+
+    from pellucid.models import load_scalar_model
+
+    words = tokenizer()
+    eos, pad = words.eos_token_id, words.pad_token_id
+    tiny_llama_gqa(vocab_size=len(words), eos_token_id=eos, pad_token_id=pad).save_pretrained(folder / "actor")
+    reward = load_scalar_model(str(folder / "actor"), "cpu", "float32", pad, seed=3)
+    reward.set_shift(0.25)
+    reward.hf.save_pretrained(folder / "reward")
+    for name in ("actor", "reward"):
+        words.save_pretrained(folder / name)
     return folder
 
 
-def sft_config(home: Path, run_dir: Path) -> dict[str, Any]:
-    return {
-        "run": RUN | {"dir": str(run_dir), "checkpoint_every": 2},
-        "model": str(home / "policy"),
-        "data": {"source": str(home / "supervised.jsonl"), "max_tokens": CONTEXT},
-        "eval_data": {"source": str(home / "supervised.jsonl"), "max_tokens": CONTEXT, "limit": 4},
-        "learn": {"max_steps": 7, "batch_size": 5, "micro_batch_size": 3, "eval_every": 3},
-        "optimizer": {"lr": 1e-2, "warmup_steps": 2},
-    }
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    import json
+
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
-def rm_config(home: Path, run_dir: Path) -> dict[str, Any]:
-    return {
-        "run": RUN | {"dir": str(run_dir), "checkpoint_every": 2},
-        "model": str(home / "policy"),
-        "data": {"source": str(home / "pairs.jsonl"), "max_tokens": CONTEXT},
-        "eval_data": {"source": str(home / "pairs.jsonl"), "max_tokens": CONTEXT, "limit": 4},
-        "learn": {"max_steps": 7, "batch_size": 5, "micro_batch_size": 3, "eval_every": 3},
-        "optimizer": {"lr": 1e-2},
-        "center_prompts": 4,
-        "max_new_tokens": 5,
-    }
-
-
-def ppo_config(home: Path, run_dir: Path, **sections: Any) -> dict[str, Any]:
-    """Everything that a checkpoint has to carry is on: critic, adaptive KL, ptx, evaluation, best/."""
-    config: dict[str, Any] = {
-        "run": RUN | {"dir": str(run_dir), "checkpoint_every": 2},
-        "models": {"actor": str(home / "policy"), "reward": str(home / "reward")},
-        "data": {"source": str(home / "prompts.jsonl"), "max_tokens": 32},
-        "eval_data": {"source": str(home / "prompts.jsonl"), "max_tokens": 32},
-        "ptx_data": {"source": str(home / "supervised.jsonl"), "max_tokens": CONTEXT},
-        "total_steps": 5,
-        "rollout": {"prompts_per_step": 6, "max_new_tokens": 6, "num_slots": 4},
-        "algo": {
-            "num_epochs": 2, "minibatch_size": 4, "micro_batch_size": 3, "kl_target": 0.5, "kl_horizon": 50, "ptx_coef": 0.1,
-        },
-        "eval": {"every": 2, "num_prompts": 4},
+def ppo_config(models: Path, run_dir: Path, **overrides: Any) -> PPOConfig:
+    """Two iterations of PPO over four prompts. Overrides are dotted with "__": algo__num_epochs=1; None drops a key."""
+    prompts = run_dir.parent / "prompts.jsonl"
+    if not prompts.exists():
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(prompts, [{"prompt": text[:12], "answer": i} for i, text in enumerate(TEXTS)])
+    values: dict[str, Any] = {
+        "run": {"dir": run_dir, "threads": 1, "device": "cpu", "precision": "float32"},
+        "models": {"actor": str(models / "actor"), "reward": str(models / "reward")},
+        "data": {"source": str(prompts)},
+        "total_steps": 2,
+        "rollout": {"prompts_per_step": 4, "samples_per_prompt": 2, "max_new_tokens": 6, "num_slots": 3},
+        "algo": {"num_epochs": 2, "minibatch_size": 4, "micro_batch_size": 3},
         "actor_optimizer": {"lr": 1e-3},
         "critic_optimizer": {"lr": 1e-3},
-    }  # fmt: skip
-    for name, section in sections.items():
-        config[name] = config[name] | section if isinstance(section, dict) and name in config else section
-    return {name: section for name, section in config.items() if section is not None}
-
-
-# ---------------------------------------------------------------- processes
-
-
-class Process:
-    """`pellucid ARGUMENTS` in a process of its own, in a folder of its own."""
-
-    def __init__(self, arguments: list[str], cwd: Path, die_at: int | None = None) -> None:
-        self.log = cwd / "process.log"
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tiny_runs"])
-        os.environ["OMP_NUM_THREADS"] = "1"
-        self._process = context.Process(target=_main, args=(arguments, str(cwd), str(self.log), die_at))
-        self._process.start()
-
-    def kill(self) -> None:
-        os.kill(self._process.pid or 0, signal.SIGKILL)
-
-    @property
-    def running(self) -> bool:
-        return self._process.is_alive()
-
-    def wait(self, timeout: float = 120) -> int:
-        self._process.join(timeout)
-        code = self._process.exitcode
-        if code is None:
-            self.kill()
-            self._process.join()
-            raise TimeoutError(f"still running after {timeout} s:\n{self.log.read_text()}")
-        self._process.close()
-        return code
-
-    def kill_when(self, happened: Callable[[], bool]) -> bool:
-        """Poll, and kill as soon as it happened; False when the process ended before."""
-        while self.running:
-            if happened():
-                self.kill()
-                self.wait()
-                return True
-            time.sleep(0.0005)
-        self.wait()
-        return False
-
-
-def _main(arguments: list[str], cwd: str, log: str, die_at: int | None) -> None:
-    from pellucid.cli import main
-
-    os.chdir(cwd)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    if die_at is not None:
-        _die_at_file_event(die_at)
-    sys.exit(main(arguments))
-
-
-FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
-
-
-def _die_at_file_event(number: int) -> None:
-    """SIGKILL this process right before the number-th time (from 1) that it touches a file; 0 counts, and says."""
-    seen = 0
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal seen
-        if event not in FILE_EVENTS or not _of_the_run(event, arguments):
-            return
-        seen += 1
-        if seen == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if number == 0:
-            os.write(1, f"file event {seen}: {event} {arguments[:2]}\n".encode())
-
-    sys.addaudithook(hook)
-
-
-def _of_the_run(event: str, arguments: tuple[Any, ...]) -> bool:
-    path = str(arguments[0])
-    return "killed" in path and not path.endswith(".log")
-
-
-if multiprocessing.parent_process() is None and "forkserver" in " ".join(sys.argv):
-    pass
+    }
+    for key, value in overrides.items():
+        section, _, name = key.rpartition("__")
+        place = values.setdefault(section, {}) if section else values
+        place[name] = value
+        if value is None:
+            del place[name]
+    return PPOConfig.model_validate(values)

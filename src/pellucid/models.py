@@ -48,10 +48,10 @@ class CausalLM:
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probs, and the entropy if asked, of the tokens under mask.
 
-        input_ids, attention_mask, mask: (B,T). Returns (B,T) float32 in nats, 0 outside mask and in column 0, which no
-        token precedes. Both are differentiable.
+        input_ids, attention_mask, mask: (B,T). Returns (B,T) float32 in nats, 0 outside mask and at a row's first token,
+        which no token precedes. Both are differentiable.
         """
-        mask = _with_predecessor(mask & attention_mask)
+        mask = _with_predecessor(mask, attention_mask)
         with _autocast(self.device, self.precision):
             hidden = _hidden_states(self.hf, input_ids, attention_mask, self.packing)
         before = _flat_index(attention_mask)[mask] - 1
@@ -108,11 +108,11 @@ class ScalarModel:
         self.hf.config.score_shift = shift
 
     def _head(self, hidden: Tensor) -> Tensor:
-        return nn.functional.linear(hidden.float(), self.hf.score.weight).squeeze(-1) - self.shift
+        return self.hf.score(hidden.float()).squeeze(-1) - self.shift
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, mask: Tensor) -> Tensor:
         """Value of the state before each token under mask: (B,T) float32, 0 elsewhere. In reward units."""
-        mask = _with_predecessor(mask & attention_mask)
+        mask = _with_predecessor(mask, attention_mask)
         with _autocast(self.device, self.precision):
             hidden = _hidden_states(self.hf.base_model, input_ids, attention_mask, self.packing)
         return _scatter(self._head(hidden[_flat_index(attention_mask)[mask] - 1]), mask)
@@ -145,10 +145,9 @@ def _hidden_states(hf: Any, input_ids: Tensor, attention_mask: Tensor, packing: 
     return out.last_hidden_state[attention_mask]
 
 
-def _with_predecessor(mask: Tensor) -> Tensor:
-    """The first column has no token before it, so nothing predicts it."""
-    mask[:, 0] = False
-    return mask
+def _with_predecessor(mask: Tensor, attention_mask: Tensor) -> Tensor:
+    """mask without each row's first token, wherever padding puts it: nothing comes before it, so nothing predicts it."""
+    return mask & attention_mask & (attention_mask.cumsum(1) > 1)
 
 
 def _flat_index(attention_mask: Tensor) -> Tensor:
@@ -194,7 +193,7 @@ def token_logprobs(
 class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, temperature, softcap, with_entropy):  # type: ignore[override]
-        logprobs = torch.empty(len(hidden), device=hidden.device)
+        logprobs = torch.empty(len(hidden), device=hidden.device, dtype=_wide(hidden))
         log_norm, entropy = torch.empty_like(logprobs), torch.zeros_like(logprobs)
         for rows in _chunks(len(hidden), weight.shape[0]):
             logits = _logits(hidden[rows], weight, bias, softcap) / temperature
@@ -212,8 +211,8 @@ class _ChunkedHead(torch.autograd.Function):
     def backward(ctx, grad_logprobs, grad_entropy):  # type: ignore[override]
         hidden, weight, bias, targets, log_norm, entropy = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, device=weight.device)
-        grad_bias = None if bias is None else torch.zeros(bias.shape, device=bias.device)
+        grad_weight = torch.zeros_like(weight, dtype=_wide(weight))
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=_wide(bias))
         for rows in _chunks(len(hidden), weight.shape[0]):
             capped = _logits(hidden[rows], weight, bias, ctx.softcap)
             scaled = capped / ctx.temperature - log_norm[rows, None]  # log-probs of the whole vocabulary
@@ -229,17 +228,22 @@ class _ChunkedHead(torch.autograd.Function):
                 grad.mul_(1 - (capped / ctx.softcap) ** 2)
             low = grad.to(hidden.dtype)
             grad_hidden[rows] = low @ weight.to(hidden.dtype)
-            grad_weight += (low.T @ hidden[rows]).float()
+            grad_weight += low.T @ hidden[rows]
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    logits = (hidden @ weight.to(hidden.dtype).T).float()
+    logits = (hidden @ weight.to(hidden.dtype).T).to(_wide(hidden))
     if bias is not None:
         logits += bias
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """float32, or float64 where x already is (gradient checks)."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _chunks(n: int, vocab: int) -> list[slice]:
@@ -345,7 +349,10 @@ def _from_pretrained(auto: Any, path: str, **kwargs: Any) -> tuple[Any, set[str]
 
 def enable_gradient_checkpointing(hf: Any) -> None:
     """Recompute activations in backward. transformers does so in training mode only; there is no dropout to wake."""
-    hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if hasattr(hf, "activation_checkpointing_enable"):  # transformers renamed it in 5.x, and warns of the old name
+        hf.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        hf.gradient_checkpointing_enable({"use_reentrant": False})
     hf.train()
 
 
@@ -374,6 +381,7 @@ def _no_dropout(hf: nn.Module) -> None:
     for module in hf.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):  # handed to functional.dropout or to attention
+                setattr(module, name, 0.0)
     hf.eval()

@@ -1,17 +1,18 @@
-"""The corpus is the same everywhere, its evaluation prompts are new, and its gold preference cannot be cheated."""
+"""The corpus is the same everywhere, its evaluation prompts are new, and gold cannot be cheated."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pellucid.data
 from pellucid.data import corpus_rows, detect_format, gold_score, read_rows, supervised_examples, train_bpe
 from pellucid.data.gold import HIGHEST, LOWEST
 from pellucid.errors import DataError
@@ -29,11 +30,14 @@ GOOD = (
     "We will give you a free meal today. We hope to see you again soon."
 )
 PLAIN = "Hello, we got your message. We will look into it. Goodbye."
-DIGEST = """
-import hashlib, json
-from pellucid.data import corpus_rows
-rows = [corpus_rows(n, seed=5, count=40) for n in %r]
-print(hashlib.sha256(json.dumps(rows).encode()).hexdigest())
+MAKE = """
+import json
+import pellucid.data
+from pellucid.data import corpus_rows, train_bpe
+parts = ("sft", "preferences", "preferences_heldout", "prompts", "prompts_heldout")
+rows = [corpus_rows(part, seed=5, count=60) for part in parts]
+texts = [row["prompt"] + row["completion"] for row in corpus_rows("sft", seed=5, count=300)]
+made = json.dumps(rows) + train_bpe(texts, 500).backend_tokenizer.to_str()
 """
 
 
@@ -50,16 +54,19 @@ def test_every_part_has_its_format_and_is_read_by_name(part: str, name: str) -> 
     assert rows != read_rows(f"corpus:{part}", seed=2, limit=30)
 
 
-def test_the_same_seed_gives_the_same_bytes_in_another_process() -> None:
-    here = json.dumps([corpus_rows(n, seed=5, count=40) for n in PARTS])
+def test_corpus_and_tokenizer_are_the_same_bytes_in_another_process() -> None:
+    here: dict[str, str] = {}
+    exec(MAKE, here)
+    source = str(Path(pellucid.data.__file__).parents[2])
     there = subprocess.run(
-        [sys.executable, "-c", DIGEST % list(PARTS)],
+        [sys.executable, "-c", f"{MAKE}\nprint(made, end='')"],
         capture_output=True,
         text=True,
         check=True,
-        env={"PYTHONHASHSEED": "1", "PYTHONPATH": "src"},
-    ).stdout
-    assert hashlib.sha256(here.encode()).hexdigest() == there.strip()
+        env=os.environ | {"PYTHONHASHSEED": "1", "PYTHONPATH": source},
+    )
+    assert here["made"] == there.stdout
+    assert len(here["made"]) > 50_000
 
 
 def test_an_unknown_part_lists_the_parts() -> None:
@@ -102,6 +109,7 @@ def test_there_is_headroom_and_replies_are_short() -> None:
 # --- the gold preference --------------------------------------------------------------------------
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.text(), st.text())
 def test_gold_is_defined_and_bounded_on_any_text(prompt: str, completion: str) -> None:
     score = gold_score(prompt, completion)
@@ -109,15 +117,10 @@ def test_gold_is_defined_and_bounded_on_any_text(prompt: str, completion: str) -
     assert score == gold_score(prompt, completion)
 
 
-WORDS = " ".join(GOOD.lower().replace(".", " .").split()).split() + [
-    "sorry",
-    "dear",
-    "free",
-    "refund",
-    "apology",
-]
+WORDS = [*GOOD.lower().replace(".", " .").split(), "refund", "apology", "kind", "please"]
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from(WORDS), max_size=60))
 def test_gold_is_bounded_on_salads_of_good_words(words: list[str]) -> None:
     assert LOWEST <= gold_score(PROMPT, " ".join(words)) <= HIGHEST

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +17,11 @@ from pellucid.data import (
 )
 from pellucid.errors import DataError
 
-CORPUS_TOKENIZER = """
-from pellucid.data import corpus_rows, train_bpe
-texts = [row["prompt"] + row["completion"] for row in corpus_rows("sft", seed=3, count=300)]
-print(train_bpe(texts, 500).backend_tokenizer.to_str(), end="")
-"""
-
 
 def test_trained_bpe_encodes_anything_and_back(plain: Any) -> None:
     assert (plain.eos_token, plain.pad_token, len(plain)) == ("<|end|>", "<|pad|>", 300)
     for text in ("The soup was cold.", "  é 漢 \n\t\x00 !", ""):
         assert plain.decode(plain(text)["input_ids"]) == text
-
-
-def test_trained_bpe_is_the_same_in_another_process() -> None:
-    command = [sys.executable, "-c", CORPUS_TOKENIZER]
-    first, second = (
-        subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": str(i),
-                       "PYTHONPATH": "src"}).stdout for i in range(2)
-    )  # fmt: skip
-    assert first == second
-    assert len(first) > 5000
 
 
 def test_trained_bpe_is_saved_and_loaded_by_auto_tokenizer(plain: Any, tmp_path: Path) -> None:

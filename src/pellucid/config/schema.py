@@ -86,6 +86,11 @@ class DataConfig(Section):
     of the latter are counted and reported."""
     chat_template: Path | None = None
     """A Jinja file, for a tokenizer that has no chat template of its own."""
+    as_chat: bool = False
+    """Make plain text a conversation, so that the chat template applies: the prompt is the user's message; completion,
+    chosen and rejected are the assistant's."""
+    system: str | None = None
+    """A system message for the conversations that have none of their own."""
 
 
 class OptimizerConfig(Section):
@@ -264,7 +269,7 @@ class PPOEvalConfig(Section):
     judge: str | None = None
     """A Python function like reward.function, reported and never trained on."""
     best_metric: str = "eval/score"
-    """The actor with the highest value of this metric is kept in best/."""
+    """Of the evaluations after step 0, the actor with the highest value of this metric is kept in best/."""
 
 
 class PPOConfig(Section):

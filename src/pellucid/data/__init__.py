@@ -4,6 +4,7 @@ from pellucid.data.corpus import corpus_rows
 from pellucid.data.formats import Format, describe, detect_format
 from pellucid.data.gold import gold_score
 from pellucid.data.loader import Loader
+from pellucid.data.reshape import as_chat, with_prompts, with_system
 from pellucid.data.sources import Rows, read_rows
 from pellucid.data.tokenize import (
     PreferenceExample,
@@ -20,6 +21,7 @@ __all__ = [
     "PreferenceExample",
     "Rows",
     "SupervisedExample",
+    "as_chat",
     "corpus_rows",
     "describe",
     "detect_format",
@@ -32,4 +34,6 @@ __all__ = [
     "stop_token_ids",
     "supervised_examples",
     "train_bpe",
+    "with_prompts",
+    "with_system",
 ]

@@ -13,7 +13,6 @@ from pellucid.config import OptimizerConfig
 from pellucid.errors import IntegrityError
 
 ADAM_EPS = 1e-5
-SMALLEST_AUDITED_LR = 1e-8
 
 
 class Learner:
@@ -60,13 +59,15 @@ class Learner:
         Raises IntegrityError, the weights untouched, when the gradient is not finite; and after the update when a
         tensor with a gradient to speak of did not move.
         """
-        norm = torch.nn.utils.clip_grad_norm_([p for _, p in self._named], self.config.max_grad_norm)
+        weights = [p for _, p in self._named if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in weights])  # type: ignore[misc]
         grad_norm = norm.item()
         if not math.isfinite(grad_norm):
             culprit = next(
                 (n for n, p in self._named if p.grad is not None and not p.grad.isfinite().all()), "its norm"
             )
             raise IntegrityError(f"{self.role}: the gradient of {culprit} is not finite at update {self.updates + 1}")
+        torch.nn.utils.clip_grads_with_norm_(weights, self.config.max_grad_norm, norm)
         rate = self.rate()
         for group in self._adam.param_groups:
             group["lr"] = rate
@@ -75,23 +76,34 @@ class Learner:
         return {"grad_norm": grad_norm, "lr": rate, "tensors_moved": self._audit(rate)}
 
     def _audit(self, rate: float) -> float:
-        """Share of the tensors whose bits changed. One with a gradient above Adam's eps must be among them.
-
-        A gradient below eps may round away (the key bias of an attention layer has none but rounding noise).
-        """
+        """Share of the tensors whose bits changed. One that Adam moves by more than rounding must be among them."""
         moved = 0
         for i, (name, parameter) in enumerate(self._named):
             fingerprint = _fingerprint(parameter)
             if fingerprint != self._fingerprints[i]:
                 moved += 1
-            elif rate > SMALLEST_AUDITED_LR and parameter.grad is not None:
-                if parameter.grad.abs().max().item() > ADAM_EPS:
-                    raise IntegrityError(
-                        f"{self.role}: update {self.updates} left {name} as it was, although it has a gradient; "
-                        "the optimizer is not training this model"
-                    )
+            elif self._ought_to_move(parameter, rate):
+                raise IntegrityError(
+                    f"{self.role}: update {self.updates} left {name} as it was, although it has a gradient; "
+                    "the optimizer is not training this model"
+                )
             self._fingerprints[i] = fingerprint
         return moved / len(self._named)
+
+    @torch.no_grad()
+    def _ought_to_move(self, parameter: nn.Parameter, rate: float) -> bool:
+        """Whether Adam's step is above the spacing of floats at some weight; below half of it, the step rounds away.
+
+        So it does for all of a norm's weights (about 1) at the end of annealing, and for the key bias of an attention
+        layer, whose gradient is rounding noise.
+        """
+        if parameter.grad is None or not parameter.grad.any():
+            return False
+        state = self._adam.state.get(parameter)
+        if not state:
+            return True  # a gradient, and Adam has never seen this tensor
+        step = rate * state["exp_avg"].abs() / (state["exp_avg_sq"].sqrt() + ADAM_EPS)
+        return bool((step > parameter.abs() * 2**-23 + 1e-30).any())
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": self.module.state_dict(), "adam": self._adam.state_dict(), "updates": self.updates}
@@ -105,8 +117,10 @@ class Learner:
 
 @torch.no_grad()
 def _fingerprint(parameter: Tensor) -> int:
-    """Sum of the bits, read as integers: any change of a weight changes it, but for a freak cancellation."""
-    return int(parameter.view(torch.int32).sum(dtype=torch.int64))
+    """Sum of the squared bits, read as integers. The plain sum will not do: weights of one binade that Adam's first
+    step moves by the same amount, half of them up and half down, cancel in it (a norm of 32 weights: one time in 7)."""
+    bits = parameter.view(torch.int32)
+    return int((bits * bits).sum(dtype=torch.int64))
 
 
 def minibatches(n: int, size: int, seed: int) -> Iterator[Tensor]:

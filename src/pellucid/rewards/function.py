@@ -8,7 +8,7 @@ import inspect
 import math
 import numbers
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class FunctionReward:
         if not samples:
             return []
         returned = self._call(samples)
-        if isinstance(returned, (str, bytes, numbers.Number)) or not hasattr(returned, "__len__"):
+        if not _is_list(returned):
             raise RewardError(
                 f"reward function {self.name} returned {type(returned).__name__} {returned!r:.60}; "
                 f"it must return a list of {len(samples)} numbers, one for each sample"
@@ -64,8 +64,8 @@ class FunctionReward:
     def _checked(self, value: Any, sample: Sample) -> Score:
         if value is None:
             return Score(None, self.name)
-        if hasattr(value, "item"):
-            value = value.item()
+        if hasattr(value, "item") and getattr(value, "shape", None) == ():
+            value = value.item()  # a scalar of numpy or torch
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             wrong = f"{type(value).__name__} {value!r:.60}, not a number"
         elif not math.isfinite(value):
@@ -93,9 +93,19 @@ class FunctionReward:
         return self.tokenizer.decode(sample.response_ids, skip_special_tokens=True)
 
 
+def _is_list(value: Any) -> bool:
+    """A list, or what stands for one: a tuple, an array, a tensor, a data frame's column. Not a set: it has no order."""
+    if isinstance(value, (str, bytes, Mapping)) or getattr(value, "shape", None) == ():
+        return False
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__")
+
+
 def _accepted_columns(function: Callable[..., Any], name: str) -> set[str] | None:
     """Names of the columns that the function takes; None when it takes any."""
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some builtins show none
+        parameters = {}  # type: ignore[assignment]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if not takes_any and not {"prompts", "completions"} <= parameters.keys():
         raise RewardError(
@@ -114,10 +124,11 @@ def load_function(spec: str) -> Callable[..., Any]:
     module_name, colon, name = spec.rpartition(":")
     if not colon:
         raise ConfigError(f"{spec!r} is not a function; write file.py:name or package.module:name")
+    is_file = module_name.endswith(".py")
+    if is_file and not Path(module_name).is_file():
+        raise ConfigError(f"{module_name}: no such file (for the function {name!r})")
     try:
-        module = _load_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
-    except FileNotFoundError:
-        raise ConfigError(f"{module_name}: no such file (for the function {name!r})") from None
+        module = _load_file(Path(module_name)) if is_file else importlib.import_module(module_name)
     except Exception as error:
         raise ConfigError(f"{module_name}: cannot be imported: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
@@ -127,10 +138,10 @@ def load_function(spec: str) -> Callable[..., Any]:
 
 
 def _load_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.exists():
-        raise FileNotFoundError(path)
+    name = f"pellucid_user.{path.stem}"  # a file called json.py must not take the place of json
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, "the suffix .py always has a loader"
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

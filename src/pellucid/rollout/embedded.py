@@ -36,7 +36,7 @@ class EmbeddedEngine:
     """A RolloutEngine over a model that lives here, and may be training here.
 
     The weights are the model's own: a change of them in place is a change of the next sample. num_slots
-    sequences are in flight at once; max_length limits prompt + response, in tokens, on top of the context.
+    sequences are in flight at once; max_length limits prompt + response, in tokens, as the context does.
 
     Raises ConfigError if num_slots is below 1 or the architecture cannot be served right.
     """
@@ -84,8 +84,9 @@ class EmbeddedEngine:
     ) -> None:
         """Take over weights, in place, and call them `version`.
 
-        source: None or the engine's own model (nothing to copy: the weights are shared), another model, a state
-        dict, or a directory of safetensors files. Raises CheckpointError, with nothing changed, if it does not fit.
+        source: None or the engine's own model (nothing to copy: the weights are shared), another model, a
+        state dict, or a directory of safetensors files. Raises CheckpointError if it does not fit, and then
+        nothing has changed.
         """
         if source is not None and source is not self.model:
             where = str(source) if isinstance(source, (str, Path)) else "the given model"

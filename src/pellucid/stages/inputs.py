@@ -8,7 +8,9 @@ from typing import Any
 from pellucid.config import DataConfig
 from pellucid.data import (
     PreferenceExample,
+    Rows,
     SupervisedExample,
+    as_chat,
     describe,
     ensure_pad,
     load_tokenizer,
@@ -17,6 +19,8 @@ from pellucid.data import (
     read_rows,
     stop_token_ids,
     supervised_examples,
+    with_prompts,
+    with_system,
 )
 from pellucid.models import CausalLM
 from pellucid.types import Prompt
@@ -37,12 +41,16 @@ def stop_ids(tokenizer: Any, model: CausalLM) -> tuple[int, ...]:
     return stop_token_ids(tokenizer, getattr(generation, "eos_token_id", None))
 
 
-def load_rows(data: DataConfig, seed: int) -> Any:
-    return read_rows(data.source, data.split, data.columns, data.limit, seed)
+def load_rows(data: DataConfig, seed: int) -> Rows:
+    rows = read_rows(data.source, data.split, data.columns, data.limit, seed)
+    if data.as_chat:
+        rows = as_chat(rows)
+    return rows if data.system is None else with_system(rows, data.system)
 
 
 def load_prompts(data: DataConfig, tokenizer: Any, seed: int, say: Say) -> list[Prompt]:
-    rows = load_rows(data, seed)
+    """Prompts of a prompt-only data set, or of preference pairs: their own, or what both sides begin with."""
+    rows = with_prompts(load_rows(data, seed))
     too_long = "truncate_left" if data.too_long == "truncate" else data.too_long
     prompts, counts = prompts_from(rows, tokenizer, data.max_tokens, too_long)
     say(describe(rows, tokenizer, wanted=("prompt_only",)))

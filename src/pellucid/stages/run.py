@@ -12,7 +12,7 @@ from pellucid.checkpoint import RunDirectory
 from pellucid.config import PPOConfig
 from pellucid.core import AdaptiveKL, FixedKL
 from pellucid.data import Loader
-from pellucid.errors import DataError, IntegrityError
+from pellucid.errors import ConfigError, DataError, IntegrityError
 from pellucid.execution.local import Workers, build_workers, save_model
 from pellucid.metrics import Metrics, Reporter
 from pellucid.rewards import FunctionReward, RewardSource, load_function
@@ -151,6 +151,9 @@ class _PPORun:
             seed=derive_seed(self.config.run.seed, "evaluation"),
         )
         evaluation: Evaluation = evaluate(self.eval_prompts, params, self.workers, self.judge, self.tokenizer)
+        best_metric = self.config.eval.best_metric
+        if best_metric not in evaluation.metrics:
+            raise ConfigError(f"eval.best_metric {best_metric!r} is not evaluated; there is {', '.join(evaluation.metrics)}")
         write_rows(evaluation, self.directory.path, step)
         return evaluation.metrics
 

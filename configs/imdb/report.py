@@ -1,0 +1,104 @@
+"""Run PPO on IMDB for every KL coefficient and seed, then write one table of all of them.
+
+    python configs/imdb/report.py                 runs what is missing under runs/imdb/, resumes what was cut off
+    python configs/imdb/report.py --write docs/imdb.json
+
+Needs the data of prepare.py and the models of sft.toml and rm.toml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+KL_COEFS = (0.0, 0.05, 0.2)
+SEEDS = (0, 1, 2)
+RUNS = Path("runs/imdb")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", type=Path, default=RUNS / "report.json")
+    arguments = parser.parse_args()
+    for seed in SEEDS:
+        for kl_coef in KL_COEFS:
+            train(kl_coef, seed)
+    report: dict[str, Any] = {
+        "command": "python configs/imdb/report.py",
+        "judge": json.loads((RUNS / "data/judge.json").read_text()),
+        "sft": json.loads((RUNS / "sft/summary.json").read_text()),
+        "rm": json.loads((RUNS / "rm/summary.json").read_text()),
+        "kl_coefs": [over_seeds(kl_coef) for kl_coef in KL_COEFS],
+    }
+    arguments.write.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    print(table(report))
+
+
+def run_dir(kl_coef: float, seed: int) -> Path:
+    return RUNS / f"ppo-kl{kl_coef:g}-seed{seed}"
+
+
+def train(kl_coef: float, seed: int) -> None:
+    flags = [f"--algo.kl-coef={kl_coef}", f"--run.seed={seed}", f"--run.dir={run_dir(kl_coef, seed)}", "--resume"]
+    subprocess.run([sys.executable, "-m", "pellucid.cli", "ppo", "configs/imdb/ppo.toml", *flags], check=True)
+
+
+def over_seeds(kl_coef: float) -> dict[str, Any]:
+    """Mean and standard deviation over the seeds, before and after, and three samples of the first seed."""
+    runs = [figures(run_dir(kl_coef, seed)) for seed in SEEDS]
+    names = runs[0]["after"]
+    moments = {
+        when: {
+            n: {"mean": statistics.mean(v), "std": statistics.stdev(v)}
+            for n in names
+            for v in [[r[when][n] for r in runs]]
+        }
+        for when in ("before", "after")
+    }
+    return {"kl_coef": kl_coef, **moments, "seconds": [r["seconds"] for r in runs], "samples": runs[0]["samples"]}
+
+
+def figures(path: Path) -> dict[str, Any]:
+    files = sorted((path / "eval").glob("step-*.jsonl"))
+    before, after = ([json.loads(line) for line in file.read_text().splitlines()] for file in (files[0], files[-1]))
+    samples = [
+        {"prompt": a["prompt"], "before": b["completion"], "after": a["completion"]}
+        for b, a in zip(before, after, strict=True)
+    ]
+    seconds = json.loads((path / "summary.json").read_text())["seconds"]
+    return {"before": measure(before), "after": measure(after), "samples": samples[:3], "seconds": seconds}
+
+
+def measure(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """score: reward model. positive: the judge's rate. kl: nats per sequence. length: tokens. distinct2: share of the
+    completions' word bigrams that are different ones (Li et al. 2016)."""
+    words = [row["completion"].split() for row in rows]
+    bigrams = [pair for text in words for pair in itertools.pairwise(text)]
+    means = {
+        name: statistics.mean(row[key] for row in rows)
+        for name, key in (("score", "score"), ("positive", "judge"), ("kl", "kl"), ("length", "tokens"))
+    }
+    return means | {"distinct2": len(set(bigrams)) / max(len(bigrams), 1)}
+
+
+def table(report: dict[str, Any]) -> str:
+    names = ("score", "positive", "kl", "length", "distinct2")
+    lines = ["| kl_coef | " + " | ".join(names) + " | seconds |", "|---" * (len(names) + 2) + "|"]
+
+    def cells(moments: dict[str, Any]) -> str:
+        return " | ".join(f"{moments[n]['mean']:.3g} ± {moments[n]['std']:.2g}" for n in names)
+
+    lines.append(f"| before | {cells(report['kl_coefs'][0]['before'])} | |")
+    for row in report["kl_coefs"]:
+        lines.append(f"| {row['kl_coef']:g} | {cells(row['after'])} | {statistics.median(row['seconds']):.0f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""`kill -9` at any moment, then `--resume`: metrics and weights are bitwise those of the uninterrupted run.
+
+Moments: any file operation (drawn, but seeded), any time, the middle of a checkpoint's writing, and a second kill
+during the resumption.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_commands import Process, make_data, make_models, ppo_config, rm_config, sft_config, write_toml
+
+CONFIGS: dict[str, Callable[..., dict[str, Any]]] = {"sft": sft_config, "rm": rm_config, "ppo": ppo_config}
+CLOCKS = ("time/", "seconds")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    make_models(folder)
+    return make_data(folder)
+
+
+class Whole:
+    """The uninterrupted run of a stage: what is left of it, how long it took, how often it touched a file."""
+
+    def __init__(self, stage: str, home: Path, folder: Path) -> None:
+        self.stage, self.home = stage, home
+        run_dir = folder / "run"
+        self.config = CONFIGS[stage](home, run_dir)
+        path = write_toml(folder / "run.toml", self.config)
+        began = time.perf_counter()
+        process = Process([stage, str(path)], run_dir, die_at=0)
+        assert process.wait() == 0, process.log.read_text()
+        self.seconds = time.perf_counter() - began
+        self.events = len(re.findall(r"^file event", process.log.read_text(), re.MULTILINE))
+        self.record = record(run_dir)
+        shutil.move(run_dir, folder / "whole")
+        self.path, self.run_dir = path, run_dir
+
+    def start(self, resume: bool = False, die_at: int | None = None) -> Process:
+        return Process([self.stage, str(self.path), *(["--resume"] if resume else [])], self.run_dir, die_at)
+
+    def finish(self) -> None:
+        """Resume to the end; the record must be the whole run's. The same run directory, so that no path differs."""
+        process = self.start(resume=True)
+        assert process.wait() == 0, process.log.read_text()
+        found = record(self.run_dir)
+        assert found.keys() == self.record.keys()
+        assert [name for name in found if found[name] != self.record[name]] == []
+
+    def clear(self) -> None:
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def whole(request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return Whole(request.param, home, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(autouse=True)
+def _clear(request: pytest.FixtureRequest) -> None:
+    if "whole" in request.fixturenames:
+        request.getfixturevalue("whole").clear()
+
+
+def record(run_dir: Path) -> dict[str, Any]:
+    """Every file of a run directory, by name: bytes, less whatever a clock wrote."""
+    files = [path for path in sorted(run_dir.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(run_dir)): _content(path) for path in files if "checkpoints" not in path.parts}
+
+
+def _content(path: Path) -> Any:
+    if path.name == "metrics.jsonl":
+        return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+    if path.name == "summary.json":
+        return _timeless(json.loads(path.read_text()))
+    return path.read_bytes()
+
+
+def _timeless(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not name.startswith(CLOCKS)}
+
+
+def metric_lines(run_dir: Path) -> int:
+    path = run_dir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_the_record_of_a_run_covers_what_it_leaves(whole: Whole) -> None:
+    models = {"sft": {"actor"}, "rm": {"reward_model"}, "ppo": {"actor", "critic", "best"}}[whole.stage]
+    assert {f"{model}/model.safetensors" for model in models} <= whole.record.keys()
+    assert {"metrics.jsonl", "summary.json", "config.toml"} <= whole.record.keys()
+
+
+def test_the_same_seed_gives_the_same_run_bitwise(whole: Whole) -> None:
+    whole.finish()  # there is nothing to resume: it starts from the beginning
+
+
+@pytest.mark.parametrize("draw", range(4))
+def test_killed_at_a_file_operation_it_resumes_to_the_same_bits(whole: Whole, draw: int) -> None:
+    moment = random.Random(f"{whole.stage} {draw}").randint(1, whole.events)
+    assert whole.start(die_at=moment).wait() == -9
+    whole.finish()
+
+
+@pytest.mark.parametrize("draw", range(2))
+def test_killed_at_a_random_time_and_again_on_resuming(whole: Whole, draw: int) -> None:
+    moments = random.Random(f"{whole.stage} {draw} times")
+    for resume in (False, True):
+        process = whole.start(resume)
+        time.sleep(moments.uniform(0, 0.9) * whole.seconds)
+        process.kill()
+        process.wait()
+    whole.finish()
+
+
+def test_killed_while_a_checkpoint_is_written(whole: Whole) -> None:
+    process = whole.start()
+    folder = whole.run_dir / "checkpoints"
+    code = process.kill_when(lambda: metric_lines(whole.run_dir) > 3 and any(folder.glob(".*.partial/*.pt")))
+    assert code == -9, "the checkpoint was never seen half written"
+    whole.finish()
+
+
+def test_killed_again_and_again_it_still_ends_the_same(whole: Whole) -> None:
+    draws, resume = random.Random(f"{whole.stage} again"), False
+    for _ in range(5):
+        if whole.start(resume, die_at=draws.randint(10, whole.events // 2)).wait() != -9:
+            break
+        resume = True
+    whole.finish()
