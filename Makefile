@@ -1,6 +1,7 @@
 # make demo    SFT, reward model and PPO on the built-in corpus     RUN_DIR=runs/mine SEED=1 ARGS="--ppo-steps 10"
 # make test    every test that this machine can run                 PYTEST_ARGS="-k parity"
-# make lint    ruff, formatting, types
+# make lint    ruff, formatting, types; make format mends the first two
+# make docs    docs/config.md, from the config models
 # make setup   .venv with Pellucid in it; the others call it        PYTHON=python3.12 CONSTRAINT= PIP_ARGS=… VENV_ARGS=…
 
 VENV := .venv
@@ -23,7 +24,7 @@ ARGS ?=
 WORKERS ?= auto
 PYTEST_ARGS ?=
 
-.PHONY: setup demo test test-fast lint format clean
+.PHONY: setup demo test test-fast lint format docs clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -60,6 +61,9 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)
+	$(BIN)/python docs/make_config_md.py
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis

@@ -198,7 +198,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(packing):
         if checkpointed:
             enable_gradient_checkpointing(model.hf)
         calls = []
-        model.hf.model.layers[0].mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        model.hf.model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         model.logprobs(ids, mask, mask, 1.0)[0].sum().backward()
         grads.append([p.grad for p in model.hf.parameters()])
         runs.append(len(calls))

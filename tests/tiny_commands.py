@@ -22,11 +22,11 @@ CONTEXT = 96
 SHAPE = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 48, "context": CONTEXT}
 RUN = {"threads": 1, "device": "cpu", "precision": "float32"}
 
-WORDS = "tea soup bread salad cake fish rice plate spoon guest table window garden morning evening winter".split()
+WORDS = ["tea", "soup", "bread", "salad", "cake", "fish", "rice", "plate", "spoon", "guest", "table", "window"]
 SUPERVISED = [
     {"prompt": f"The {a} was", "completion": f" good with {b} and {a}."} for a in WORDS[:6] for b in WORDS[6:10]
 ]
-PAIRS = [{"prompt": f"The {a}", "chosen": f" is good, {b}.", "rejected": f" is bad."} for a in WORDS[:6] for b in WORDS[6:9]]
+PAIRS = [{"prompt": f"The {a}", "chosen": f" is good, {b}.", "rejected": " is bad."} for a in WORDS[:6] for b in WORDS[6:9]]
 PROMPTS = [{"prompt": f"The {a} was", "mark": i} for i, a in enumerate(WORDS)]
 
 
@@ -71,7 +71,7 @@ def sft_config(home: Path, run_dir: Path) -> dict[str, Any]:
         "model": str(home / "policy"),
         "data": {"source": str(home / "supervised.jsonl"), "max_tokens": CONTEXT},
         "eval_data": {"source": str(home / "supervised.jsonl"), "max_tokens": CONTEXT, "limit": 4},
-        "learn": {"max_steps": 7, "batch_size": 5, "micro_batch_size": 3, "eval_every": 3},
+        "learn": {"max_steps": 5, "batch_size": 5, "micro_batch_size": 3, "eval_every": 3},
         "optimizer": {"lr": 1e-2, "warmup_steps": 2},
     }
 
@@ -82,7 +82,7 @@ def rm_config(home: Path, run_dir: Path) -> dict[str, Any]:
         "model": str(home / "policy"),
         "data": {"source": str(home / "pairs.jsonl"), "max_tokens": CONTEXT},
         "eval_data": {"source": str(home / "pairs.jsonl"), "max_tokens": CONTEXT, "limit": 4},
-        "learn": {"max_steps": 7, "batch_size": 5, "micro_batch_size": 3, "eval_every": 3},
+        "learn": {"max_steps": 5, "batch_size": 5, "micro_batch_size": 3, "eval_every": 3},
         "optimizer": {"lr": 1e-2},
         "center_prompts": 4,
         "max_new_tokens": 5,
@@ -122,14 +122,17 @@ class Process:
 
     die_at: SIGKILL itself right before the n-th time (from 1) that it opens, renames, makes or removes something under
     `folder`. Its output goes to the file `log`, beside the folder; with die_at = 0 the events are listed there.
+    setup: called in the process before anything else.
     """
 
-    def __init__(self, arguments: list[str], folder: Path, die_at: int | None = None) -> None:
+    def __init__(
+        self, arguments: list[str], folder: Path, die_at: int | None = None, setup: Callable[[], None] | None = None
+    ) -> None:
         self.log = folder.parent / f"{folder.name}.log"
         self.log.touch()
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*PRELOAD, __name__])
-        self._process = context.Process(target=_main, args=(arguments, str(folder), str(self.log), die_at))
+        self._process = context.Process(target=_main, args=(arguments, str(folder), str(self.log), die_at, setup))
         self._process.start()
 
     def kill(self) -> None:
@@ -160,15 +163,52 @@ class Process:
         return self.wait()
 
 
-def _main(arguments: list[str], folder: str, log: str, die_at: int | None) -> None:
+def _main(
+    arguments: list[str], folder: str, log: str, die_at: int | None, setup: Callable[[], None] | None
+) -> None:
     from pellucid.cli import main
 
+    if setup is not None:
+        setup()
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     if die_at is not None:
         _die_at_file_event(folder, die_at)
     sys.exit(main(arguments))
+
+
+def shrink_quickstart() -> None:
+    """The three stages of the quickstart, with models and data of this file's size."""
+    from pellucid.stages import quickstart
+
+    whole = quickstart.stage_configs
+
+    def tiny(config: Any) -> tuple[Any, ...]:
+        small = {
+            "run": RUN | {"checkpoint_every": 1},
+            "new_model": SHAPE | {"vocab_size": 300, "context": 160},
+            "data": {"limit": 20, "max_tokens": 150, "too_long": "truncate"},
+            "eval_data": {"limit": 6, "max_tokens": 150, "too_long": "truncate"},
+            "center_data": {"limit": 4, "max_tokens": 150},
+            "center_prompts": 4,
+            "learn": {"batch_size": 4, "micro_batch_size": 4},
+            "max_new_tokens": 5,
+            "rollout": {"prompts_per_step": 4, "max_new_tokens": 5},
+            "algo": {"minibatch_size": 4, "micro_batch_size": 4},
+            "eval": {"every": 1, "num_prompts": 4},
+        }
+        return tuple(_with(stage, small) for stage in whole(config))
+
+    quickstart.stage_configs = tiny  # type: ignore[assignment]
+
+
+def _with(config: Any, changes: dict[str, Any]) -> Any:
+    tree = config.model_dump()
+    for name, change in changes.items():
+        if tree.get(name) is not None:
+            tree[name] = tree[name] | change if isinstance(change, dict) else change
+    return type(config).model_validate(tree)
 
 
 def _die_at_file_event(folder: str, number: int) -> None:

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from pellucid.config import Section, differences, dump_toml, read_toml
 from pellucid.errors import CheckpointError, PellucidError
@@ -25,6 +27,8 @@ from pellucid.errors import CheckpointError, PellucidError
 MANIFEST = "manifest.json"
 FREE_KEYS = ("run.dir", "run.loggers", "run.keep_checkpoints")
 """What may differ between a run and its resumption: nothing here changes a number of the run."""
+WRITE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)
+"""Errors of the operating system that are about the disk, not about this code."""
 
 
 @contextmanager
@@ -33,9 +37,23 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = "free some space and continue with --resume" if full else "choose another run.dir or its permissions"
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}; {advice}") from error
+        raise _unwritable(path, error.errno, error.strerror or str(error)) from error
+    except SafetensorError as error:  # written in Rust, which wraps the system's error in text
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise _unwritable(path, int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def _unwritable(path: Path, number: int | None, reason: str | None) -> CheckpointError:
+    advice = {
+        errno.ENOSPC: "; free some space",
+        errno.EDQUOT: "; free some space",
+        errno.EACCES: "; choose another folder, or change its permissions",
+        errno.EROFS: "; choose another folder",
+    }.get(number or 0, "")
+    reason = reason or "unknown reason"
+    return CheckpointError(f"{path}: cannot be written: {reason}{advice}")
 
 
 @contextmanager
@@ -84,7 +102,8 @@ class RunDirectory:
         self._lock = (path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
+            self._lock.close()
             raise CheckpointError(f"{path}: another process is running in this directory") from None
 
     @classmethod
@@ -100,17 +119,28 @@ class RunDirectory:
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             directory = cls(path, run.keep_checkpoints, notify)
-        holds_run = bool(directory._checkpoints()) or (path / "summary.json").exists()
+        try:
+            directory._enter(config, resume)
+        except BaseException:
+            directory.close()
+            raise
+        return directory
+
+    def close(self) -> None:
+        """Let the next process in."""
+        self._lock.close()
+
+    def _enter(self, config: Section, resume: bool) -> None:
+        holds_run = bool(self._checkpoints()) or (self.path / "summary.json").exists()
         if holds_run and not resume:
             raise CheckpointError(
-                f"{path}: already holds a run; add --resume to continue it, or choose another run.dir"
+                f"{self.path}: already holds a run; add --resume to continue it, or choose another run.dir"
             )
         if holds_run:
-            directory._require_same(config)
+            self._require_same(config)
         elif resume:
-            notify(f"{path} holds no checkpoint yet: starting from the beginning")
-        atomic_write(path / "config.toml", dump_toml(config))
-        return directory
+            self.notify(f"{self.path} holds no checkpoint yet: starting from the beginning")
+        atomic_write(self.path / "config.toml", dump_toml(config))
 
     def _require_same(self, config: Section) -> None:
         recorded = read_toml(self.path / "config.toml")
@@ -125,11 +155,21 @@ class RunDirectory:
         try:
             yield
         except PellucidError as error:
-            newest = next(iter(reversed(self._checkpoints())), None)
-            hint = f"last checkpoint: {newest}; continue with --resume" if newest else "no checkpoint was written yet"
-            raise type(error)(f"{error}\n{hint}") from error
+            raise self._with_hint(error) from error
+        except OSError as error:
+            if error.errno not in WRITE_FAULTS:
+                raise
+            path = Path(str(error.filename or self.path))
+            raise self._with_hint(_unwritable(path, error.errno, error.strerror)) from error
         finally:
-            self._lock.close()
+            self.close()
+
+    def _with_hint(self, error: PellucidError) -> PellucidError:
+        newest = next(iter(reversed(self._checkpoints())), None)
+        if newest:
+            return type(error)(f"{error}\nlast checkpoint: {newest}; continue with --resume")
+        began = (self.path / "metrics.jsonl").exists()
+        return type(error)(f"{error}\nno checkpoint was written yet") if began else error
 
     # -- checkpoints
 
@@ -146,8 +186,12 @@ class RunDirectory:
         return path
 
     def newest_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
-        """(step, states) of the newest whole checkpoint; each damaged one on the way is reported. None if there is none."""
-        for path in reversed(self._checkpoints()):
+        """(step, states) of the newest whole checkpoint; each damaged one on the way is reported. None if there is none.
+
+        Raises CheckpointError when there are some and all are damaged: to start over silently would lose the run.
+        """
+        checkpoints = self._checkpoints()
+        for path in reversed(checkpoints):
             fault = _fault(path)
             if fault is None:
                 states = {
@@ -155,6 +199,10 @@ class RunDirectory:
                 }
                 return int(path.name.removeprefix("step-")), states
             self.notify(f"checkpoint {path} is damaged ({fault}): trying the one before")
+        if checkpoints:
+            raise CheckpointError(
+                f"{checkpoints[0].parent}: no checkpoint is whole; restore one, or remove this folder to start over"
+            )
         return None
 
     def _checkpoints(self) -> list[Path]:
@@ -176,6 +224,7 @@ def _save(state: Any, path: Path) -> None:
         try:
             torch.save(state, file)
         except RuntimeError as error:
+            file.write(bytes(1 << 20))  # on a full disk this fails too, and says why
             file.flush()
             raise OSError(errno.EIO, str(error).splitlines()[0]) from error
 
@@ -188,7 +237,7 @@ def _digest(path: Path) -> str:
 def _fault(path: Path) -> str | None:
     """Why a checkpoint cannot be used, or None."""
     try:
-        digests = json.loads((path / MANIFEST).read_text())["sha256"]
+        digests = dict(json.loads((path / MANIFEST).read_text())["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST} is missing or unreadable"
     for name, digest in digests.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from pellucid.config import (
     RMConfig,
     Section,
     SFTConfig,
+    help_text,
     load_config,
 )
 from pellucid.errors import ConfigError, PellucidError
@@ -78,15 +81,21 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        return _dispatch([a for a in arguments if a != "--debug"])
+        code = _dispatch([a for a in arguments if a != "--debug"])
+        sys.stdout.flush()
+        return code
     except PellucidError as error:
         if debug:
             raise
         print(f"pellucid: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("pellucid: interrupted; continue with --resume", file=sys.stderr)
+        trains = bool(arguments) and arguments[0] in COMMANDS and "run" in COMMANDS[arguments[0]][0].model_fields
+        print(f"pellucid: interrupted{'; continue with --resume' if trains else ''}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -97,28 +106,43 @@ def _dispatch(arguments: list[str]) -> int:
     if name == "--version":
         print(__version__)
         return 0
+    asks_help = "-h" in rest or "--help" in rest
     if name == "doctor":
-        from pellucid.doctor import doctor
-
-        return doctor()
+        return _doctor(rest, asks_help)
     if name not in COMMANDS:
-        raise ConfigError(f"unknown command {name!r}; commands: {', '.join([*COMMANDS, 'doctor'])}")
+        known = [*COMMANDS, "doctor"]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(known)}"
+        raise ConfigError(f"unknown command {name!r}; {hint}")
     model, command, defaults = COMMANDS[name]
-    if "-h" in rest or "--help" in rest:
-        _print_help(name, model)
+    trains = "run" in model.model_fields
+    if asks_help:
+        _print_help(name, model, defaults)
         return 0
     path = Path(rest.pop(0)) if rest and not rest[0].startswith("--") else None
-    resume = "--resume" in rest
-    config = load_config(model, path, [flag for flag in rest if flag != "--resume"], defaults)
+    resume = trains and "--resume" in rest
+    config = load_config(model, path, [flag for flag in rest if not (trains and flag == "--resume")], defaults)
     command(config, resume)
     return 0
 
 
-def _print_help(name: str, model: type[Section]) -> None:
-    """Every key with its meaning, type and default, drawn from the config models."""
-    import tyro
+def _doctor(rest: list[str], asks_help: bool) -> int:
+    if asks_help:
+        print("usage: pellucid doctor\n\nWhat this machine and installation can do; exit code 2 when something is broken.")
+        return 0
+    if rest:
+        raise ConfigError(f"doctor takes no arguments, there is {rest[0]!r}")
+    from pellucid.doctor import doctor
 
-    tyro.cli(model, prog=f"pellucid {name} [CONFIG.toml]", args=["--help"], config=(tyro.conf.AvoidSubcommands,))
+    return doctor()
+
+
+def _print_help(name: str, model: type[Section], defaults: dict[str, Any]) -> None:
+    flags = "[--resume] [--debug]" if "run" in model.model_fields else "[--debug]"
+    summary = (model.__doc__ or "").partition(": ")[2].strip()
+    print(f"usage: pellucid {name} [CONFIG.toml] [--section.key VALUE …] {flags}\n\n{summary[0].upper()}{summary[1:]}")
+    print("Keys are those of the TOML file; a flag overrides the file. VALUE none makes an optional key absent.\n")
+    print(help_text(model, defaults), end="")
 
 
 if __name__ == "__main__":

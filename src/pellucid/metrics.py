@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +24,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from pellucid.errors import ConfigError
+from pellucid.errors import CheckpointError, ConfigError
 
 
 class Sink(Protocol):
@@ -30,11 +33,20 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """metrics.jsonl: one object per step. A resumed run first cuts it back to what its checkpoint had seen."""
+    """metrics.jsonl: one object per step. A resumed run first cuts it back to what its checkpoint had seen.
+
+    Raises CheckpointError when there is less than that: whoever wants to go on without its beginning removes the file.
+    """
 
     def __init__(self, path: Path, keep_bytes: int = 0) -> None:
+        there = path.stat().st_size if path.exists() else None
+        if there is not None and there < keep_bytes:
+            raise CheckpointError(
+                f"{path}: holds {there} bytes, the checkpoint had written {keep_bytes}; restore it, or remove it to go on "
+                "without the steps before"
+            )
         self._file = path.open("ab")
-        self._file.truncate(keep_bytes)
+        self._file.truncate(0 if there is None else keep_bytes)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         # JSON has no NaN; null says that the metric was not defined at this step.
@@ -43,6 +55,8 @@ class JsonlSink:
         self._file.flush()
 
     def size(self) -> int:
+        """Bytes so far, all of them on the disk."""
+        os.fsync(self._file.fileno())
         return self._file.seek(0, 2)
 
     def close(self) -> None:
@@ -51,8 +65,9 @@ class JsonlSink:
 
 class TensorBoardSink:
     def __init__(self, path: Path, first_step: int) -> None:
-        writer = _require("torch.utils.tensorboard", "tensorboard").SummaryWriter
-        self._writer = writer(str(path / "tensorboard"), purge_step=first_step)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(path / "tensorboard"), purge_step=first_step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -66,7 +81,7 @@ class TrackerSink:
     """W&B or trackio, which share one interface."""
 
     def __init__(self, module: str, path: Path) -> None:
-        self._tracker = _require(module, module)
+        self._tracker = importlib.import_module(module)
         self._tracker.init(project="pellucid", name=path.name, dir=str(path) if module == "wandb" else None)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -98,15 +113,14 @@ class Metrics:
             sink.close()
 
 
-def _require(module: str, extra: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise ConfigError(
-            f"run.loggers has {extra!r}, which is not installed: pip install 'pellucid[{extra}]'"
-        ) from None
+def require_loggers(loggers: tuple[str, ...]) -> None:
+    """Raises ConfigError, naming the extra to install, before a run that would need it loads anything."""
+    for name in loggers:
+        try:
+            importlib.metadata.version(name)  # find_spec would take a folder wandb/ of earlier runs for the package
+        except importlib.metadata.PackageNotFoundError:
+            message = f"run.loggers has {name!r}, which is not installed: pip install 'pellucid[{name}]'"
+            raise ConfigError(message) from None
 
 
 class Reporter:

@@ -258,9 +258,11 @@ def load_causal_lm(path: str, device: str, precision: Precision, packing: bool =
     """Raises DataError when the folder or Hub name is missing, unreadable or not a causal language model."""
     from transformers import AutoModelForCausalLM
 
-    hf, missing = _from_pretrained(AutoModelForCausalLM, path)
+    hf, missing, unexpected = _from_pretrained(AutoModelForCausalLM, path)
     if missing:
         raise DataError(f"{path}: not a causal language model, it lacks {', '.join(sorted(missing)[:3])}")
+    if "score.weight" in unexpected:  # with tied embeddings it lacks nothing
+        raise DataError(f"{path}: not a causal language model but a reward model or critic, it has a head 'score'")
     return CausalLM(hf.to(device), precision, packing)
 
 
@@ -276,7 +278,7 @@ def load_scalar_model(
     Stiennon et al. 2020); without, its absence is a DataError."""
     from transformers import AutoModelForSequenceClassification
 
-    hf, missing = _from_pretrained(AutoModelForSequenceClassification, path, num_labels=1)
+    hf, missing, _ = _from_pretrained(AutoModelForSequenceClassification, path, num_labels=1)
     if missing - {"score.weight"} or (missing and seed is None):
         what = "it lacks " + ", ".join(sorted(missing)[:3])
         raise DataError(f"{path}: not a model with one scalar output named 'score', {what}")
@@ -327,16 +329,13 @@ def new_causal_lm(
     return CausalLM(hf.to(device), precision, packing)  # type: ignore[arg-type]
 
 
-def _from_pretrained(auto: Any, path: str, **kwargs: Any) -> tuple[Any, set[str]]:
-    """(model in float32, names of the weights that the checkpoint lacks)."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+def _from_pretrained(auto: Any, path: str, **kwargs: Any) -> tuple[Any, set[str], set[str]]:
+    """(model in float32, names of the weights that the checkpoint lacks, and of those that the model does)."""
+    quiet_transformers()
     folder = Path(path)
     if not folder.exists() and (folder.is_absolute() or path.count("/") != 1 or path.startswith(".")):
         raise DataError(f"{path}: no such model folder")
-    if folder.is_dir() and not (folder / "config.json").exists():
+    if folder.exists() and not (folder / "config.json").exists():
         raise DataError(f"{path}: not a model folder, it has no config.json")
     try:
         hf, info = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **kwargs)
@@ -344,7 +343,15 @@ def _from_pretrained(auto: Any, path: str, **kwargs: Any) -> tuple[Any, set[str]
         # Whatever the loader met (a torn safetensors header, an unknown architecture, no network) is about this path.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"{path}: cannot load this model: {reason}") from error
-    return hf, set(info["missing_keys"])
+    return hf, set(info["missing_keys"]), set(info["unexpected_keys"])
+
+
+def quiet_transformers() -> None:
+    """No progress bars and warnings of its own: what concerns the user, we say."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def enable_gradient_checkpointing(hf: Any) -> None:

@@ -1,5 +1,6 @@
 """What a run is told: models read from TOML, overridden by dotted flags, checked before anything loads."""
 
+from pellucid.config.help import help_text
 from pellucid.config.load import differences, dump_toml, load_config, read_toml, validate
 from pellucid.config.schema import (
     AlgoConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "SupervisedConfig",
     "differences",
     "dump_toml",
+    "help_text",
     "load_config",
     "read_toml",
     "validate",

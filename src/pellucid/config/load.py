@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import json
 import tomllib
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from pellucid.config.schema import Section
 from pellucid.errors import ConfigError
 
 C = TypeVar("C", bound=Section)
+SWITCHES = ("help", "resume", "debug")
+"""Flags that are no keys; the command line takes them out before it comes here."""
 
 
 def load_config(model: type[C], path: Path | None, overrides: list[str], defaults: dict[str, Any] | None = None) -> C:
-    """Defaults, then the TOML file, then `--a.b-c value` flags; validated once. Raises ConfigError, one line a fault."""
+    """Defaults, then the TOML file, then `--a.b-c value` flags; validated once. Raises ConfigError, in one line."""
     tree = _merge(dict(defaults or {}), read_toml(path) if path else {})
     return validate(model, _merge(tree, _parse_overrides(model, overrides)), str(path) if path else "command line")
 
@@ -55,8 +56,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder; a TOML file is needed") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
@@ -70,25 +74,34 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parse_overrides(model: type[Section], flags: list[str]) -> dict[str, Any]:
-    """["--algo.gae-lambda", "0.9"] -> {"algo": {"gae_lambda": 0.9}}; also `--key=value` and a bare `--flag` for true."""
+    """["--algo.gae-lambda", "0.9"] -> {"algo": {"gae_lambda": 0.9}}; also `--key=value` and a bare `--flag` for true.
+
+    A list is one flag with commas, or, where its items are free text, the flag once for each.
+    """
     tree: dict[str, Any] = {}
     queue = list(flags)
     while queue:
         flag = queue.pop(0)
         if not flag.startswith("--"):
-            raise ConfigError(f"command line: {flag!r} is not a flag; write --section.key value")
+            hint = "the config file comes first" if flag.endswith(".toml") else "write --section.key value"
+            raise ConfigError(f"command line: {flag!r} is not a flag; {hint}")
         key, equals, value = flag[2:].partition("=")
         path = key.replace("-", "_").split(".")
         annotation = _annotation(model, path)
         if not equals:
             has_value = bool(queue) and not queue[0].startswith("--")
             if not has_value and annotation is not bool:
-                raise ConfigError(f"command line: --{key} needs a value")
+                hint = f"; one that starts with -- is written --{key}={queue[0]}" if queue else ""
+                raise ConfigError(f"command line: --{key} needs a value{hint}")
             value = queue.pop(0) if has_value else "true"
         node = tree
         for part in path[:-1]:
             node = node.setdefault(part, {})
-        node[path[-1]] = _parse_value(annotation, value)
+            if not isinstance(node, dict):
+                raise ConfigError(f"command line: --{key} contradicts --{part} none")
+        parsed = _parse_value(annotation, value, key)
+        earlier = node.get(path[-1])
+        node[path[-1]] = [*earlier, *parsed] if isinstance(earlier, list) and isinstance(parsed, list) else parsed
     return tree
 
 
@@ -100,32 +113,39 @@ def _annotation(model: type[Section], path: list[str]) -> Any:
             return typing.get_args(node)[1]
         fields = _fields(node)
         if part not in fields:
-            raise ConfigError(f"command line: {_unknown('.'.join(path[:depth]), part, fields)}")
+            known = fields if depth else fields | dict.fromkeys(SWITCHES)
+            raise ConfigError(f"command line: {_unknown('.'.join(path[:depth]), part, known)}")
         node = fields[part].annotation
     return node
 
 
-def _fields(annotation: Any) -> dict[str, Any]:
-    """Fields of a section, also of an optional one; {} for a leaf."""
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section that a field holds, also an optional one; None for a leaf."""
     for candidate in (annotation, *typing.get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return dict(candidate.model_fields)
-    return {}
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None
 
 
-def _parse_value(annotation: Any, text: str) -> Any:
+def _fields(annotation: Any) -> dict[str, Any]:
+    section = section_of(annotation)
+    return dict(section.model_fields) if section else {}
+
+
+def _parse_value(annotation: Any, text: str, key: str) -> Any:
     """A flag's text as its field's type; text that does not fit is left for pydantic to refuse by name."""
-    if "tuple" in str(annotation):
-        return [part for part in text.split(",") if part]
-    if text == "none":
+    optional = type(None) in typing.get_args(annotation)
+    if text == "none" and optional:
         return None
+    if section := section_of(annotation):
+        some = next(iter(section.model_fields)).replace("_", "-")
+        raise ConfigError(f"command line: --{key} is a section; set its keys, as in --{key}.{some} VALUE")
+    if typing.get_origin(annotation) is tuple:
+        free_text = typing.get_args(annotation)[0] is str
+        return [text] if free_text else [part for part in text.split(",") if part and part != "none"]
     try:
         return TypeAdapter(annotation).validate_strings(text)
     except ValidationError:
-        pass
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
         return text
 
 

@@ -323,7 +323,7 @@ class GenerateConfig(Section):
     model: str
     """Folder or Hub name of the policy."""
     prompt: tuple[str, ...] = ()
-    """Prompts, comma-separated on the command line; or give [data]."""
+    """A prompt, given once or several times on the command line; or give [data]."""
     data: DataConfig | None = None
     """A prompt-only data set."""
     output: Path | None = None
@@ -356,11 +356,11 @@ class QuickstartConfig(Section):
     """`pellucid quickstart`: SFT, reward model and PPO on the built-in corpus."""
 
     run: RunConfig
-    sft_steps: PositiveInt = 400
+    sft_steps: PositiveInt = 300
     """Optimizer steps of supervised fine-tuning."""
-    rm_steps: PositiveInt = 150
+    rm_steps: PositiveInt = 100
     """Optimizer steps of reward-model training."""
-    ppo_steps: PositiveInt = 40
+    ppo_steps: PositiveInt = 32
     """PPO iterations."""
 
 

@@ -22,7 +22,9 @@ def as_chat(rows: Rows) -> Rows:
             raise DataError(f"{where(rows, index)}: no field 'prompt' to make the user's message from (as_chat)")
         for field in SPEAKERS:
             if isinstance(row.get(field), list):
-                raise DataError(f"{where(rows, index)}: field {field!r} is a list of messages already; leave out as_chat")
+                raise DataError(
+                    f"{where(rows, index)}: field {field!r} is a list of messages already; leave out as_chat"
+                )
     return _like(rows, [row | {f: _said(f, row[f]) for f in SPEAKERS if isinstance(row.get(f), str)} for row in rows])
 
 

@@ -19,6 +19,7 @@ from pellucid.models import (
     ScalarModel,
     load_causal_lm,
     load_scalar_model,
+    quiet_transformers,
     resolve_device,
     resolve_precision,
 )
@@ -90,6 +91,7 @@ def build_workers(config: PPOConfig, reward: RewardSource | None, pad_id: int, t
 
 def save_model(model: CausalLM | ScalarModel, tokenizer: Any, path: Path) -> None:
     """Hugging Face layout, the tokenizer beside the weights; the folder is whole or absent."""
+    quiet_transformers()
     with atomic_directory(path) as folder:
         model.hf.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -138,7 +138,7 @@ def load_function(spec: str) -> Callable[..., Any]:
 
 
 def _load_file(path: Path) -> Any:
-    name = f"pellucid_user.{path.stem}"  # a file called json.py must not take the place of json
+    name = f"pellucid_user_{path.stem}"  # a file called json.py must not take the place of json
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, "the suffix .py always has a loader"
     module = importlib.util.module_from_spec(spec)

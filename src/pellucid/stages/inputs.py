@@ -22,8 +22,10 @@ from pellucid.data import (
     with_prompts,
     with_system,
 )
-from pellucid.models import CausalLM
-from pellucid.types import Prompt
+from pellucid.errors import DataError
+from pellucid.models import CausalLM, ScalarModel
+from pellucid.rollout.embedded_checks import check_prompts
+from pellucid.types import Prompt, SamplingParams
 
 Say = Callable[[str], None]
 
@@ -72,6 +74,25 @@ def load_preferences(data: DataConfig, tokenizer: Any, seed: int, say: Say) -> l
     say(describe(rows, tokenizer, wanted=("preference",)))
     _say_counts(counts, say)
     return examples
+
+
+def require_room(prompts: list[Prompt], params: SamplingParams, model: CausalLM, data: DataConfig) -> None:
+    """Raises DataError, before anything is sampled, when a prompt and its response do not fit into the context."""
+    try:
+        check_prompts(prompts, params, model.hf, None)
+    except DataError as error:
+        raise DataError(f"{data.source}: {error} (max_tokens and too_long of its section drop or cut long ones.)") from None
+
+
+def require_context(lengths: list[int], model: CausalLM | ScalarModel, data: DataConfig) -> None:
+    """Raises DataError when the longest example, in tokens, is longer than the model's context."""
+    context = getattr(model.hf.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if context is not None and max(lengths, default=0) > context:
+        raise DataError(
+            f"{data.source}: the longest example has {max(lengths)} tokens, and the model's context "
+            f"(max_position_embeddings) is {context}. Set max_tokens of its section to {context}, and too_long to skip or "
+            "truncate."
+        )
 
 
 def _say_counts(counts: dict[str, int], say: Say) -> None:

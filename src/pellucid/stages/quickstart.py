@@ -55,11 +55,13 @@ def quickstart(config: QuickstartConfig, resume: bool = False, reporter: Reporte
     ppo_summary = train_ppo(ppo, judge=gold_judge, resume=resume, reporter=reporter)
 
     before, after = read_rows(run_dir, 0), read_rows(run_dir, ppo.total_steps)
+    ppo_seconds = ppo_summary.get("ppo_seconds", ppo_summary["seconds"])  # a finished quickstart gives back its own sum
     summary = ppo_summary | {
         "reward_model_accuracy": rm_summary["eval/accuracy"],
         "gold_win_rate": win_rate([row["judge"] for row in after], [row["judge"] for row in before]),
         "kl_per_sequence": sum(row["kl"] for row in after) / len(after),
-        "seconds": round(sft_summary["seconds"] + rm_summary["seconds"] + ppo_summary["seconds"], 1),
+        "ppo_seconds": ppo_seconds,
+        "seconds": round(sft_summary["seconds"] + rm_summary["seconds"] + ppo_seconds, 1),
         "seed": config.run.seed,
     }
     atomic_write(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
@@ -74,7 +76,7 @@ def stage_configs(config: QuickstartConfig) -> tuple[SFTConfig, RMConfig, PPOCon
     sft = SFTConfig(
         run=run.model_copy(update={"dir": run.dir / "sft", "checkpoint_every": 100}),
         new_model=NewModelConfig(
-            vocab_size=768, hidden_size=128, num_layers=4, num_heads=4, intermediate_size=344, context=context
+            vocab_size=768, hidden_size=128, num_layers=3, num_heads=4, intermediate_size=344, context=context
         ),
         data=DataConfig(source="corpus:sft", max_tokens=context),
         learn=LearnConfig(max_steps=config.sft_steps, batch_size=64, micro_batch_size=64, eval_every=0),
@@ -85,7 +87,7 @@ def stage_configs(config: QuickstartConfig) -> tuple[SFTConfig, RMConfig, PPOCon
         model=str(sft.run.dir / "actor"),
         data=DataConfig(source="corpus:preferences", max_tokens=context),
         eval_data=DataConfig(source="corpus:preferences_heldout", max_tokens=context),
-        learn=LearnConfig(max_steps=config.rm_steps, batch_size=64, micro_batch_size=64, eval_every=50),
+        learn=LearnConfig(max_steps=config.rm_steps, batch_size=64, micro_batch_size=64, eval_every=0),
         optimizer=OptimizerConfig(lr=1e-3, warmup_steps=10),
         center_data=DataConfig(source="corpus:prompts", max_tokens=context),
         max_new_tokens=MAX_NEW_TOKENS,

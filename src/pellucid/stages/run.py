@@ -14,11 +14,18 @@ from pellucid.core import AdaptiveKL, FixedKL
 from pellucid.data import Loader
 from pellucid.errors import ConfigError, DataError, IntegrityError
 from pellucid.execution.local import Workers, build_workers, save_model
-from pellucid.metrics import Metrics, Reporter
+from pellucid.metrics import Metrics, Reporter, require_loggers
 from pellucid.rewards import FunctionReward, RewardSource, load_function
 from pellucid.stages.checks import check_start
 from pellucid.stages.evaluation import Evaluation, evaluate, write_rows
-from pellucid.stages.inputs import load_prompts, load_run_tokenizer, load_supervised, stop_ids
+from pellucid.stages.inputs import (
+    load_prompts,
+    load_run_tokenizer,
+    load_supervised,
+    require_context,
+    require_room,
+    stop_ids,
+)
 from pellucid.stages.ppo import KLController, iterate, sampling_params
 from pellucid.types import Prompt, StepStats, SupervisedBatch, derive_seed
 
@@ -50,6 +57,7 @@ def train_ppo(
         if finished:
             reporter.say(f"{directory.path}: already finished")
             return finished
+        require_loggers(config.run.loggers)
         return _PPORun(config, reward, judge, directory, reporter).train(resume)
 
 
@@ -75,6 +83,7 @@ class _PPORun:
         self.tokenizer = load_run_tokenizer(config.models.actor, config.data)
         self.prompts = load_prompts(config.data, self.tokenizer, config.run.seed, reporter.say)
         self.eval_prompts = self._eval_prompts()
+        self.judge = self._source(judge, config.eval.judge)
         updates_per_epoch = math.ceil(config.batch_size / config.algo.minibatch_size)
         self.workers: Workers = build_workers(
             config,
@@ -82,8 +91,11 @@ class _PPORun:
             self.tokenizer.pad_token_id,
             config.total_steps * config.algo.num_epochs * updates_per_epoch,
         )
-        self.judge = self._source(judge, config.eval.judge)
         self.stop_ids = stop_ids(self.tokenizer, self.workers.actor.model)
+        params = sampling_params(config, 0, self.stop_ids)
+        for data, prompts in ((config.data, self.prompts), (config.eval_data, self.eval_prompts)):
+            if data:
+                require_room(prompts, params, self.workers.actor.model, data)
         if config.rollout.prompts_per_step > len(self.prompts):
             raise DataError(
                 f"{config.data.source}: {len(self.prompts)} prompts are fewer than rollout.prompts_per_step "
@@ -93,6 +105,7 @@ class _PPORun:
         self.ptx: Loader[Any] | None = None
         if config.ptx_data and config.algo.ptx_coef > 0:
             examples = load_supervised(config.ptx_data, self.tokenizer, config.run.seed, reporter.say)
+            require_context([len(e.input_ids) for e in examples], self.workers.actor.model, config.ptx_data)
             self.ptx = Loader(examples, derive_seed(config.run.seed, "ptx"), config.algo.minibatch_size)
         algo = config.algo
         self.kl: KLController = (
@@ -103,9 +116,10 @@ class _PPORun:
     # -- the run
 
     def train(self, resume: bool) -> dict[str, Any]:
-        config, position = self.config, self.position
         keep_bytes = self._resume() if resume else 0
-        metrics = Metrics(self.directory.path, config.run.loggers, position.step, keep_bytes)
+        config, position = self.config, self.position  # after _resume, which makes a new position
+        first_step = position.step + 1 if position.step else 0
+        metrics = Metrics(self.directory.path, config.run.loggers, first_step, keep_bytes)
         started = time.perf_counter() - position.seconds
         try:
             if position.step == 0:

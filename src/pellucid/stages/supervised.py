@@ -22,7 +22,7 @@ from pellucid.data import Loader, PreferenceExample, SupervisedExample, ensure_p
 from pellucid.errors import IntegrityError
 from pellucid.execution.learner import Learner, micro_batches
 from pellucid.execution.local import prepare_process, save_model
-from pellucid.metrics import Metrics, Reporter
+from pellucid.metrics import Metrics, Reporter, require_loggers
 from pellucid.models import (
     CausalLM,
     ScalarModel,
@@ -31,8 +31,14 @@ from pellucid.models import (
     load_scalar_model,
     new_causal_lm,
 )
-from pellucid.stages.centering import center_scores
-from pellucid.stages.inputs import load_preferences, load_rows, load_run_tokenizer, load_supervised
+from pellucid.stages.centering import center_scores, reference_samples
+from pellucid.stages.inputs import (
+    load_preferences,
+    load_rows,
+    load_run_tokenizer,
+    load_supervised,
+    require_context,
+)
 from pellucid.types import SupervisedBatch, collate_supervised, derive_seed
 
 E = TypeVar("E")
@@ -169,10 +175,15 @@ def _run(
         if finished:
             reporter.say(f"{directory.path}: already finished")
             return finished
+        require_loggers(config.run.loggers)
         objective = make(config, reporter.say)
+        for data, examples in ((config.data, objective.examples), (config.eval_data, objective.held_out)):
+            if data:
+                require_context([objective.length(example) for example in examples], objective.model, data)
+        samples = reference_samples(config, objective.tokenizer) if isinstance(config, RMConfig) else []
         summary = _train(config, objective, directory, reporter, resume)
-        if isinstance(config, RMConfig):
-            summary |= center_scores(config, objective.model, objective.tokenizer, reporter.say)
+        if isinstance(objective.model, ScalarModel):
+            summary |= center_scores(objective.model, samples, reporter.say)
         save_model(objective.model, objective.tokenizer, directory.path / folder)
         directory.write_summary(summary)
         return summary
@@ -192,14 +203,13 @@ def _train(
     learner = Learner(objective.role, objective.model.hf, config.optimizer, steps)
     loader: Loader[Any] = Loader(objective.examples, derive_seed(run.seed, objective.role), learn.batch_size)
     at = _restore(directory, learner, loader, reporter) if resume else _Position()
-    metrics = Metrics(directory.path, run.loggers, learner.updates, at.metrics_bytes)
-    started = time.perf_counter() - at.seconds
+    metrics = Metrics(directory.path, run.loggers, learner.updates + 1, at.metrics_bytes)
+    started, step = time.perf_counter() - at.seconds, learner.updates
     try:
         with reporter.progress(objective.role, steps, learner.updates):
             while learner.updates < steps:
-                began = time.perf_counter()
-                stats = _update(objective, learner, next(loader), learn.micro_batch_size)
-                step, last = learner.updates, learner.updates == steps
+                began, step = time.perf_counter(), learner.updates + 1
+                stats, last = _update(objective, learner, next(loader), learn.micro_batch_size), step == steps
                 if last or (learn.eval_every and step % learn.eval_every == 0):
                     at.held_out = _evaluate(objective, learn.micro_batch_size)
                     stats |= at.held_out
@@ -212,7 +222,7 @@ def _train(
                     position = {"loader": loader.state_dict(), "position": asdict(at)}
                     directory.save_checkpoint(step, {"model": learner.state_dict(), "trainer": position})
     except IntegrityError as error:
-        raise IntegrityError(f"step {learner.updates + 1}: {error}") from error
+        raise IntegrityError(f"step {step}: {error}") from error
     finally:
         metrics.close()
     return {
