@@ -23,14 +23,14 @@ INTRO = """# Configuration
 
 <!-- Generated: python docs/make_config_md.py -->
 
-`pellucid COMMAND [CONFIG.toml] [--section.key value …]`: defaults, then the TOML file, then the flags; checked once, before
-anything loads, and frozen from then on. A key that does not exist, a value of a wrong type or two that contradict each other is
-one line on stderr and exit code 2. The resolved config is written to `config.toml` in the run directory, and is itself a
-valid config file.
+`pellucid COMMAND [CONFIG.toml] [--section.key value …]`: defaults, then the TOML file, then the flags; checked once,
+before anything loads, and frozen from then on. A key that does not exist, a value of a wrong type or two that contradict
+each other is one line on stderr and exit code 2. The resolved config is written to `config.toml` in the run directory.
 
 - A flag is the dotted key, with `-` or `_`: `--algo.gae-lambda 0.9`, `--algo.gae_lambda=0.9`. A bare flag means true:
   `--algo.packing`.
-- A list is comma-separated: `--run.loggers tensorboard,wandb`. `none` takes a value away: `--algo.value-clip-eps none`.
+- A list is comma-separated, `--run.loggers tensorboard,wandb`, or for free text the flag once for each:
+  `--prompt "One" --prompt "Two"`. `none` takes a value away: `--algo.value-clip-eps none`.
 - In TOML a value that is absent has its default; `none` does not exist there.
 - `run.dir` may be left out on the command line and in the file: it is then `runs/COMMAND`. In Python it is required.
 - `--resume` continues the run in `run.dir`. `--debug` shows the traceback of an error.

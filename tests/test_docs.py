@@ -93,7 +93,7 @@ def test_files_and_functions_that_are_named_exist(page: Path) -> None:
             assert found, f"{name_of(page)} names {name}"
     for name in re.findall(r"`core\.(\w+)`", text):
         assert f"def {name}(" in source or f"class {name}" in source, f"{name_of(page)} names core.{name}"
-    for owner, name in re.findall(r"`([A-Z]\w+|stages/\w+|types|models|execution/\w+)\.(_?[a-z]\w+)`", text):
+    for owner, name in re.findall(r"`([A-Z]\w+|stages/\w+|types|execution/\w+)\.(_?[a-z]\w+)`", text):
         if name not in ("py", "md", "toml"):
             assert f"def {name}(" in source, f"{name_of(page)} names {owner}.{name}"
 
@@ -103,7 +103,9 @@ def test_files_and_functions_that_are_named_exist(page: Path) -> None:
 
 def keys_of(model: Any, prefix: str = "") -> Iterator[str]:
     for key, field in model.model_fields.items():
-        nested = [a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(a, "model_fields")]
+        nested = [
+            a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(a, "model_fields")
+        ]
         yield prefix + key
         if nested:
             yield from keys_of(nested[0], f"{prefix}{key}.")
@@ -124,7 +126,11 @@ def test_config_keys_that_are_named_exist(page: Path) -> None:
     sections = {key.split(".")[0] for key in known if "." in key}
     for key in re.findall(r"`(?:--)?([a-z_]+(?:\.[a-z_-]+)+)(?: [^`]*)?`", page.read_text(encoding="utf-8")):
         section, _, rest = key.partition(".")
-        if section in sections and not rest.endswith(("toml", "json", "jsonl", "py")) and not rest.startswith("columns."):
+        if (
+            section in sections
+            and not rest.endswith(("toml", "json", "jsonl", "py"))
+            and not rest.startswith("columns.")
+        ):
             assert f"{section}.{rest.replace('-', '_')}" in known, f"{name_of(page)} names {key}"
 
 

@@ -120,7 +120,9 @@ def test_core_needs_torch_only(path):
 
 
 def test_modules_import_each_other_in_no_circle():
-    modules = {".".join(["pellucid", *p.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__"): p for p in FILES}
+    modules = {
+        ".".join(["pellucid", *p.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__"): p for p in FILES
+    }
     graph: dict[str, set[str]] = {}
     for name, path in modules.items():
         graph[name] = set()

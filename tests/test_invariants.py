@@ -54,9 +54,7 @@ def first_iteration(models, tmp_path, **overrides) -> tuple[Batch, dict[str, flo
 def test_first_minibatch_ratio_is_1_and_approx_kl_0(models, tmp_path, packing, temperature):
     """One epoch of one minibatch: every ratio is taken before the first update."""
     once = {"algo__num_epochs": 1, "algo__minibatch_size": 8}
-    _, stats, _ = first_iteration(
-        models, tmp_path, **once, algo__packing=packing, rollout__temperature=temperature
-    )
+    _, stats, _ = first_iteration(models, tmp_path, **once, algo__packing=packing, rollout__temperature=temperature)
     assert stats["actor/ratio"] == pytest.approx(1, abs=1e-5)
     assert stats["actor/approx_kl"] == pytest.approx(0, abs=1e-6)
     assert stats["actor/first_ratio_error"] < 1e-4 and stats["actor/clip_fraction"] == 0
@@ -224,8 +222,8 @@ def test_splitting_into_micro_batches_changes_no_metric(micro_batch_size):
 def test_sampler_logprobs_equal_trainers(make, temperature, packing):
     model = CausalLM(make(), packing=packing)
     prompts = [Prompt(i, row, "") for i, row in enumerate(ragged_rows(lengths=(3, 8, 1)))]
-    params = SamplingParams(12, temperature, stop_token_ids=tuple(range(40, 60)), samples_per_prompt=4)
-    samples = EmbeddedEngine(model.hf, num_slots=4).generate(prompts, params)
+    params = SamplingParams(12, temperature, stop_token_ids=tuple(range(40, 48)), samples_per_prompt=12)
+    samples = EmbeddedEngine(model.hf, num_slots=9).generate(prompts, params)
     assert {s.stop_reason for s in samples} == {"stop", "length"}
     batch = collate(samples, pad_id=3)
     with torch.no_grad():

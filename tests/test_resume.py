@@ -141,7 +141,7 @@ def test_killed_at_a_random_time_and_again_on_resuming(whole: Whole) -> None:
 def test_killed_while_a_checkpoint_is_written(whole: Whole) -> None:
     process = whole.start()
     folder = whole.run_dir / "checkpoints"
-    code = process.kill_when(lambda: any(folder.glob(".*.partial/*.pt")) and seen())
+    code = process.kill_when(lambda: any(folder.glob(".step-00000[24].partial/*.pt")))
     assert code == -9, "the checkpoint was never seen half written"
     whole.finish()
 
@@ -153,3 +153,21 @@ def test_killed_again_and_again_it_still_ends_the_same(whole: Whole) -> None:
             break
         resume = True
     whole.finish()
+
+
+def test_a_quickstart_killed_in_its_last_stage_does_not_repeat_the_earlier_ones(home: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    path = write_toml(tmp_path / "run.toml", quickstart_config(home, run_dir))
+    process = Process(["quickstart", str(path)], run_dir, setup=shrink_quickstart)
+    assert process.kill_when(lambda: any(run_dir.glob("checkpoints/step-*"))) == -9
+    models = [run_dir / "sft/actor/model.safetensors", run_dir / "rm/reward_model/model.safetensors"]
+    written = [model.stat().st_mtime_ns for model in models]
+    for _ in range(2):  # the second time, everything is finished
+        process = Process(["quickstart", str(path), "--resume"], run_dir, setup=shrink_quickstart)
+        assert process.wait() == 0, process.log.read_text()
+    assert [model.stat().st_mtime_ns for model in models] == written
+    said = process.log.read_text()
+    assert said.count("sft: already finished") == said.count("rm: already finished") == 2
+    summary = json.loads((run_dir / "summary.json").read_text())
+    stages = [json.loads((run_dir / stage / "summary.json").read_text()) for stage in ("sft", "rm")]
+    assert summary["seconds"] == pytest.approx(summary["ppo_seconds"] + sum(s["seconds"] for s in stages), abs=0.2)

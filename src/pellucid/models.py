@@ -18,7 +18,9 @@ from pellucid.errors import DataError, IntegrityError
 
 Precision = Literal["float32", "bfloat16"]
 CHUNK_ELEMENTS = 1 << 21
-"""Logits alive at once in the LM head: 8 MiB in float32, whatever the vocabulary and the number of tokens."""
+"""Logits alive at once in the LM head: 8 MiB in float32, whatever the number of tokens."""
+CHUNK_ROWS = 128
+"""But never fewer tokens than this at once, or a large vocabulary's matrix products become thin and slow."""
 
 
 class CausalLM:
@@ -247,7 +249,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _chunks(n: int, vocab: int) -> list[slice]:
-    size = max(1, CHUNK_ELEMENTS // vocab)
+    size = max(CHUNK_ROWS, CHUNK_ELEMENTS // vocab)
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
@@ -333,7 +335,7 @@ def _from_pretrained(auto: Any, path: str, **kwargs: Any) -> tuple[Any, set[str]
     """(model in float32, names of the weights that the checkpoint lacks, and of those that the model does)."""
     quiet_transformers()
     folder = Path(path)
-    if not folder.exists() and (folder.is_absolute() or path.count("/") != 1 or path.startswith(".")):
+    if not folder.exists() and (folder.is_absolute() or path.count("/") > 1 or path.startswith(".")):
         raise DataError(f"{path}: no such model folder")
     if folder.exists() and not (folder / "config.json").exists():
         raise DataError(f"{path}: not a model folder, it has no config.json")

@@ -236,7 +236,11 @@ def test_load_function_from_a_module():
         ("f = 3", "{dir}/mine.py:f", "mine.py has no function 'f'"),
         ("def f(:", "{dir}/mine.py:f", "mine.py: cannot be imported: SyntaxError"),
         ("raise RuntimeError('boom')", "{dir}/mine.py:f", "mine.py: cannot be imported: RuntimeError: boom"),
-        ("open('/no/such/table')", "{dir}/mine.py:f", "mine.py: cannot be imported: FileNotFoundError: .*/no/such/table"),
+        (
+            "open('/no/such/table')",
+            "{dir}/mine.py:f",
+            "mine.py: cannot be imported: FileNotFoundError: .*/no/such/table",
+        ),
     ],
 )
 def test_load_function_says_what_is_missing(tmp_path, content, spec, match):

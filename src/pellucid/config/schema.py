@@ -324,6 +324,8 @@ class GenerateConfig(Section):
     """Folder or Hub name of the policy."""
     prompt: tuple[str, ...] = ()
     """A prompt, given once or several times on the command line; or give [data]."""
+    as_chat: bool = False
+    """Put each prompt through the model's chat template, as a user's message."""
     data: DataConfig | None = None
     """A prompt-only data set."""
     output: Path | None = None

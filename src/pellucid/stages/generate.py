@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 from pellucid.checkpoint import atomic_write
 from pellucid.config import DataConfig, GenerateConfig
+from pellucid.data import Rows, as_chat, prompts_from
 from pellucid.metrics import Reporter
 from pellucid.models import load_causal_lm, resolve_device
 from pellucid.rollout import EmbeddedEngine
 from pellucid.stages.inputs import load_prompts, load_run_tokenizer, stop_ids
-from pellucid.types import Prompt, SamplingParams
+from pellucid.types import SamplingParams
 
 
 def generate(config: GenerateConfig, reporter: Reporter | None = None) -> list[dict[str, Any]]:
@@ -27,7 +29,8 @@ def generate(config: GenerateConfig, reporter: Reporter | None = None) -> list[d
     if config.data:
         prompts = load_prompts(config.data, tokenizer, config.seed, reporter.say)
     else:
-        prompts = [Prompt(i, tokenizer(text)["input_ids"], text) for i, text in enumerate(config.prompt)]
+        rows = Rows([{"prompt": text} for text in config.prompt], "--prompt")
+        prompts, _ = prompts_from(as_chat(rows) if config.as_chat else rows, tokenizer, sys.maxsize)
     params = SamplingParams(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
@@ -53,5 +56,10 @@ def generate(config: GenerateConfig, reporter: Reporter | None = None) -> list[d
         reporter.say(f"{len(rows)} samples in {config.output}")
     else:
         for row in rows:
-            reporter.say(f"{row['prompt']}│{row['completion']}\n  {row['tokens']} tokens, {row['logprob']:.2f} nats\n")
+            figures = f"{row['tokens']} tokens, {row['logprob']:.2f} nats"
+            reporter.say(f"{_spoken(row['prompt'])}│{row['completion']}\n  {figures}\n")
     return rows
+
+
+def _spoken(prompt: str | list[dict[str, Any]]) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt) + "\n"
