@@ -291,7 +291,7 @@ def test_a_head_with_two_outputs_is_refused():
 def test_resolve_device_and_precision(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert models.resolve_device("auto") == models.resolve_device("cpu") == "cpu"
-    with pytest.raises(DataError, match="run.device is 'cuda', but PyTorch sees no CUDA device"):
+    with pytest.raises(DataError, match=r"run\.device is 'cuda', but PyTorch sees no CUDA device"):
         models.resolve_device("cuda")
     assert models.resolve_precision("bfloat16", "cpu") == "bfloat16"
     for capability, precision in (("avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx2", "float32")):

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tiny_runs import padded, ppo_config, random_batch, ragged_rows, save_models, tokenizer
+from tiny_runs import padded, ppo_config, ragged_rows, random_batch, save_models, tokenizer
 
 from pellucid.errors import ConfigError, DataError
 from pellucid.execution.local import build_workers, save_model

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from tiny_models import VOCAB_SIZE, tiny_llama, tiny_llama_gqa
-from tiny_runs import random_batch, ragged_rows, sample
+from tiny_runs import ragged_rows, random_batch, sample
 
 from pellucid.config import AlgoConfig, OptimizerConfig
 from pellucid.core import aggregate, kl_loss, nll, ppo_clip

@@ -120,7 +120,7 @@ def test_the_run_directory_is_complete(pipeline, stage, models, steps):
     assert (path / "config.toml").exists() and list((path / "checkpoints").glob("step-*"))
     for model in models:
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (path / model).iterdir()}
-    assert not [p for p in path.rglob("*.partial")]
+    assert not list(path.rglob("*.partial"))
 
 
 def test_every_metric_is_finite(pipeline):

@@ -13,7 +13,7 @@ from pellucid.data.tokenize import (
     prompts_from,
     supervised_examples,
 )
-from pellucid.data.tokenizers import ensure_pad, load_tokenizer, stop_token_ids, train_bpe
+from pellucid.data.tokenizers import ensure_pad, load_tokenizer, locate, stop_token_ids, train_bpe
 
 __all__ = [
     "Format",
@@ -28,6 +28,7 @@ __all__ = [
     "ensure_pad",
     "gold_score",
     "load_tokenizer",
+    "locate",
     "preference_examples",
     "prompts_from",
     "read_rows",

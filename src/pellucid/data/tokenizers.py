@@ -28,19 +28,7 @@ def load_tokenizer(path: str | Path, chat_template: str | Path | None = None) ->
     """
     from transformers import AutoTokenizer
 
-    folder = Path(path).expanduser()
-    if folder.exists() or _looks_local(path):
-        if not folder.is_dir():
-            what = "is a file, a folder is needed" if folder.exists() else f"no such folder{nearest(folder)}"
-            raise DataError(f"tokenizer {path}: {what}")
-        source, local = str(folder), True
-    else:
-        source, local = str(path), _cached(str(path))
-        if not local and not hub_offline() and not hub_reachable():
-            raise DataError(
-                f"tokenizer {path}: no such folder, it is not in the Hub's cache, and the Hub cannot be "
-                "reached. Give the folder of a downloaded model."
-            )
+    source, local = locate(path, "tokenizer", ("tokenizer_config.json", "tokenizer.json"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
     except (
@@ -53,14 +41,34 @@ def load_tokenizer(path: str | Path, chat_template: str | Path | None = None) ->
     return tokenizer
 
 
+def locate(path: str | Path, kind: str, files: Sequence[str]) -> tuple[str, bool]:
+    """(what to load from, whether it is on this machine), of a folder or a Hub name.
+
+    kind: what it is called in an error. files: any of them in the Hub's cache says that the name is cached. Raises
+    DataError for what is not here and cannot be fetched.
+    """
+    folder = Path(path).expanduser()
+    if folder.exists() or _looks_local(path):
+        if not folder.is_dir():
+            what = "is a file, a folder is needed" if folder.exists() else f"no such folder{nearest(folder)}"
+            raise DataError(f"{kind} {path}: {what}")
+        return str(folder), True
+    cached = _cached(str(path), files)
+    if not cached and not hub_offline() and not hub_reachable():
+        raise DataError(
+            f"{kind} {path}: no such folder, it is not in the Hub's cache, and the Hub cannot be "
+            "reached. Give the folder of a downloaded model."
+        )
+    return str(path), cached
+
+
 def _looks_local(path: str | Path) -> bool:
     return isinstance(path, Path) or path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
-def _cached(name: str) -> bool:
+def _cached(name: str, files: Sequence[str]) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    files = ("tokenizer_config.json", "tokenizer.json")
     try:
         return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
     except ValueError:  # no Hub name at all; loading it says so

@@ -11,6 +11,7 @@ import torch
 
 from pellucid.checkpoint import atomic_directory
 from pellucid.config import PPOConfig, RunConfig
+from pellucid.data import locate
 from pellucid.errors import ConfigError
 from pellucid.execution.workers import ActorWorker, CriticWorker, ReferenceWorker
 from pellucid.models import (
@@ -67,6 +68,9 @@ def build_workers(config: PPOConfig, reward: RewardSource | None, pad_id: int, t
         found = "neither" if reward is None else "both"
         raise ConfigError(f"give models.reward or a reward function (reward.function); there is {found}")
 
+    for role, path in models.model_dump().items():
+        if path is not None:
+            locate(path, f"models.{role}", ("config.json",))
     actor = load_causal_lm(models.actor, device, precision, algo.packing)
     reference = load_causal_lm(models.reference or models.actor, device, precision, algo.packing)
     if reward is None:

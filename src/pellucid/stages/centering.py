@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pellucid.config import RMConfig
+from pellucid.data import locate
 from pellucid.models import ScalarModel, load_causal_lm, resolve_device, resolve_precision
 from pellucid.rewards import ModelReward
 from pellucid.rollout import EmbeddedEngine
@@ -22,8 +23,9 @@ def reference_samples(config: RMConfig, tokenizer: Any) -> list[Sample]:
     """
     if not config.center_prompts:
         return []
-    device = resolve_device(config.run.device)
     path = config.reference or config.model
+    locate(path, "reference", ("config.json",))
+    device = resolve_device(config.run.device)
     reference = load_causal_lm(path, device, resolve_precision(config.run.precision, device))
     data = config.center_data or config.data
     prompts = load_prompts(data, tokenizer, config.run.seed, lambda _: None)[: config.center_prompts]
