@@ -20,7 +20,8 @@ RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 ARGS ?=
 
 # One process a core (4 at most, each loads torch), one thread each: faster than one process with all threads, and the
-# same thread count everywhere, which bitwise tests need.
+# same thread count everywhere, which bitwise tests need. Work-stealing keeps the tests of a file, and so its fixtures, on
+# one worker as far as it can.
 WORKERS ?= auto
 PYTEST_ARGS ?=
 
@@ -48,10 +49,10 @@ demo: $(STAMP)
 	$(BIN)/pellucid quickstart --run.dir "$(RUN_DIR)" --run.seed $(SEED) $(ARGS)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup --durations 10 -rs $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal --durations 10 -rs $(PYTEST_ARGS)
 
 test-fast: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup -rs -m "not slow and not integration and not gpu" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal -rs -m "not slow and not integration and not gpu" $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -130,7 +130,9 @@ def test_a_line_that_is_no_json_has_its_number(run: Runner, tmp_path: Path) -> N
 
 
 def test_fewer_prompts_than_a_step_takes(run: Runner) -> None:
-    assert "12 prompts are fewer than rollout.prompts_per_step 13" in run.refuses("ppo", {"rollout.prompts_per_step": 13})
+    assert "12 prompts are fewer than rollout.prompts_per_step 13" in run.refuses(
+        "ppo", {"rollout.prompts_per_step": 13}
+    )
 
 
 # ---------------------------------------------------------------- too long
@@ -163,14 +165,19 @@ def test_a_prompt_and_response_longer_than_the_context_are_found_before_training
     run: Runner, tmp_path: Path, section: str
 ) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [LONG_PROMPTS[-1], *PROMPTS])
-    error = run.refuses("ppo", {f"{section}.source": str(path), f"{section}.max_tokens": 300, "rollout.max_new_tokens": 60})
+    error = run.refuses(
+        "ppo", {f"{section}.source": str(path), f"{section}.max_tokens": 300, "rollout.max_new_tokens": 60}
+    )
     assert f"{path}: prompt 0 has " in error and "with max_new_tokens=60 that makes" in error
     assert f"the model's context (max_position_embeddings) is {CONTEXT}" in error
 
 
 @pytest.mark.parametrize(
     ("stage", "row"),
-    [("sft", {"prompt": "a", "completion": "tea " * 99}), ("rm", {"prompt": "a", "chosen": "tea " * 99, "rejected": "b"})],
+    [
+        ("sft", {"prompt": "a", "completion": "tea " * 99}),
+        ("rm", {"prompt": "a", "chosen": "tea " * 99, "rejected": "b"}),
+    ],
 )
 @pytest.mark.parametrize("section", ["data", "eval_data"])
 def test_an_example_longer_than_the_context_is_found_before_training(
@@ -270,7 +277,9 @@ def tokenizer_config(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
 
 
-CONVERSATION = [{"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": "good"}]} for a in "abcdef"]
+CONVERSATION = [
+    {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": "good"}]} for a in "abcdef"
+]
 
 
 def test_conversations_need_a_chat_template(run: Runner, tmp_path: Path) -> None:

@@ -89,7 +89,9 @@ def test_a_file_keeps_its_old_text_when_writing_fails(tmp_path: Path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=r"summary.json: cannot be written: No space left on device; free some space"):
+    with pytest.raises(
+        CheckpointError, match=r"summary.json: cannot be written: No space left on device; free some space"
+    ):
         atomic_write(path, "new")
     assert path.read_text() == "old"
 
@@ -137,7 +139,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing file": (lambda path: (path / "trainer.pt").unlink(), "trainer.pt is missing"),
     "missing manifest": (lambda path: (path / "manifest.json").unlink(), "manifest.json is missing or unreadable"),
     "half manifest": (lambda path: os.truncate(path / "manifest.json", 20), "manifest.json is missing or unreadable"),
-    "other manifest": (lambda path: (path / "manifest.json").write_text("[]"), "manifest.json is missing or unreadable"),
+    "other manifest": (
+        lambda path: (path / "manifest.json").write_text("[]"),
+        "manifest.json is missing or unreadable",
+    ),
     "empty folder": (lambda path: [file.unlink() for file in path.iterdir()], "manifest.json is missing or unreadable"),
 }
 
@@ -159,7 +164,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
 def test_when_all_are_damaged_the_run_does_not_start_over_by_itself(directory: RunDirectory) -> None:
     for step in (1, 2):
         os.truncate(directory.save_checkpoint(step, states(step)) / "actor.pt", 10)
-    with pytest.raises(CheckpointError, match="no checkpoint is whole; restore one, or remove this folder to start over"):
+    with pytest.raises(
+        CheckpointError, match="no checkpoint is whole; restore one, or remove this folder to start over"
+    ):
         directory.newest_checkpoint()
 
 
@@ -189,7 +196,9 @@ def test_a_refused_run_lets_go_of_the_directory(tmp_path: Path) -> None:
     first.save_checkpoint(1, states(1))
     first.close()
     for _ in range(2):
-        with pytest.raises(CheckpointError, match="already holds a run; add --resume to continue it, or choose another"):
+        with pytest.raises(
+            CheckpointError, match="already holds a run; add --resume to continue it, or choose another"
+        ):
             opened(tmp_path / "run")
     opened(tmp_path / "run", resume=True).close()
 
@@ -257,7 +266,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("mounting a small file system needs root")
     yield folder
@@ -268,7 +279,9 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before_whole(small_disk: 
     directory = opened(small_disk / "run")
     directory.save_checkpoint(1, states(1))
     large = {"actor": {"weights": torch.zeros(100_000)}}
-    with pytest.raises(CheckpointError, match="step-000002: cannot be written: No space left on device; free some space"):
+    with pytest.raises(
+        CheckpointError, match="step-000002: cannot be written: No space left on device; free some space"
+    ):
         directory.save_checkpoint(2, large)
     assert resumed_step(directory) == 1
     assert names(small_disk / "run/checkpoints") == ["step-000001"]

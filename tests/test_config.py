@@ -90,7 +90,9 @@ def test_none_removes_an_optional_section_of_the_file(tmp_path: Path) -> None:
 
 
 def test_a_flag_reaches_into_an_optional_section_that_the_file_does_not_have(tmp_path: Path) -> None:
-    assert load(tmp_path, PPO, "--eval-data.source", "corpus:prompts_heldout").eval_data.source == "corpus:prompts_heldout"
+    assert (
+        load(tmp_path, PPO, "--eval-data.source", "corpus:prompts_heldout").eval_data.source == "corpus:prompts_heldout"
+    )
 
 
 def test_free_text_may_hold_commas_and_is_given_several_times(tmp_path: Path) -> None:
@@ -120,7 +122,10 @@ def test_a_negative_number_is_a_value_and_not_a_flag(tmp_path: Path) -> None:
         (["5"], "'5' is not a flag; write --section.key value"),
         (["--algo.gamma", "high"], "algo.gamma = 'high': input should be a valid number"),
         (["--algo.packing", "perhaps"], "algo.packing = 'perhaps': input should be a valid boolean"),
-        (["--run.loggers", "tensorboard,wandbb"], "run.loggers.1 = 'wandbb': input should be 'tensorboard', 'wandb' or"),
+        (
+            ["--run.loggers", "tensorboard,wandbb"],
+            "run.loggers.1 = 'wandbb': input should be 'tensorboard', 'wandb' or",
+        ),
         (["--algo.clip-eps-low", "none"], "algo.clip_eps_low = 'none'"),
     ],
 )
@@ -154,7 +159,9 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_an_unknown_key_has_its_section_and_the_nearest_name() -> None:
-    assert "unknown key 'algo.gae_lamda' in [algo]; did you mean 'gae_lambda'?" in refused(PPO | {"algo": {"gae_lamda": 1}})
+    assert "unknown key 'algo.gae_lamda' in [algo]; did you mean 'gae_lambda'?" in refused(
+        PPO | {"algo": {"gae_lamda": 1}}
+    )
     assert "unknown key 'modles' in the top level; did you mean 'models'?" in refused(PPO | {"modles": {}})
     assert "unknown key 'eval_data.sorce' in [eval_data]; did you mean 'source'" in refused(
         PPO | {"eval_data": {"source": "x", "sorce": "y"}}
@@ -209,7 +216,13 @@ def test_a_config_is_not_edited_after_parsing() -> None:
 
 @pytest.mark.parametrize(
     ("model", "tree"),
-    [(PPOConfig, PPO), (SFTConfig, SFT), (RMConfig, RM), (SFTConfig, RUN | DATA | {"new_model": {}}), (QuickstartConfig, RUN)],
+    [
+        (PPOConfig, PPO),
+        (SFTConfig, SFT),
+        (RMConfig, RM),
+        (SFTConfig, RUN | DATA | {"new_model": {}}),
+        (QuickstartConfig, RUN),
+    ],
 )
 def test_the_recorded_config_reads_back_the_same(tmp_path: Path, model: type[Section], tree: dict[str, Any]) -> None:
     config = validate(model, tree, "x")
@@ -226,7 +239,11 @@ def test_the_recorded_config_reads_back_the_same(tmp_path: Path, model: type[Sec
     columns=st.dictionaries(st.text(), st.text(), max_size=3),
 )
 def test_any_value_survives_the_recorded_config(gamma: float, lr: float, source: str, columns: dict[str, str]) -> None:
-    tree = PPO | {"algo": {"gamma": gamma}, "critic_optimizer": {"lr": lr}, "data": {"source": source, "columns": columns}}
+    tree = PPO | {
+        "algo": {"gamma": gamma},
+        "critic_optimizer": {"lr": lr},
+        "data": {"source": source, "columns": columns},
+    }
     config = validate(PPOConfig, tree, "x")
     assert validate(PPOConfig, tomllib.loads(dump_toml(config)), "x") == config
 
@@ -265,4 +282,6 @@ def test_every_key_has_a_description(model: type[Section]) -> None:
 
 def test_help_shows_the_default_of_the_command() -> None:
     text = help_text(PPOConfig, {"run": {"dir": "runs/ppo"}})
-    assert "[runs/ppo]" in text and "[required]" in text and "[0.95]" in text and "[absent]" in text and "[true]" in text
+    assert (
+        "[runs/ppo]" in text and "[required]" in text and "[0.95]" in text and "[absent]" in text and "[true]" in text
+    )

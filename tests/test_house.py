@@ -120,9 +120,8 @@ def test_core_needs_torch_only(path):
 
 
 def test_modules_import_each_other_in_no_circle():
-    modules = {
-        ".".join(["pellucid", *p.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__"): p for p in FILES
-    }
+    dotted = {path: ".".join(["pellucid", *path.relative_to(SOURCE).with_suffix("").parts]) for path in FILES}
+    modules = {name.removesuffix(".__init__"): path for path, name in dotted.items()}
     graph: dict[str, set[str]] = {}
     for name, path in modules.items():
         graph[name] = set()

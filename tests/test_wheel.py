@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("wheel")]  # one worker: the environment is made once
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,9 @@ WORDS = ["tea", "soup", "bread", "salad", "cake", "fish", "rice", "plate", "spoo
 SUPERVISED = [
     {"prompt": f"The {a} was", "completion": f" good with {b} and {a}."} for a in WORDS[:6] for b in WORDS[6:10]
 ]
-PAIRS = [{"prompt": f"The {a}", "chosen": f" is good, {b}.", "rejected": " is bad."} for a in WORDS[:6] for b in WORDS[6:9]]
+PAIRS = [
+    {"prompt": f"The {a}", "chosen": f" is good, {b}.", "rejected": " is bad."} for a in WORDS[:6] for b in WORDS[6:9]
+]
 PROMPTS = [{"prompt": f"The {a} was", "mark": i} for i, a in enumerate(WORDS)]
 
 
@@ -113,7 +115,7 @@ def ppo_config(home: Path, run_dir: Path, **sections: Any) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- processes
 
-PRELOAD = ["pellucid.stages.quickstart", "pellucid.stages.generate", "transformers.models.llama.modeling_llama", "tyro"]
+PRELOAD = ["pellucid.stages.quickstart", "pellucid.stages.generate", "transformers.models.llama.modeling_llama"]
 FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
 
 
@@ -163,9 +165,7 @@ class Process:
         return self.wait()
 
 
-def _main(
-    arguments: list[str], folder: str, log: str, die_at: int | None, setup: Callable[[], None] | None
-) -> None:
+def _main(arguments: list[str], folder: str, log: str, die_at: int | None, setup: Callable[[], None] | None) -> None:
     from pellucid.cli import main
 
     if setup is not None:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from pellucid.config import Section, differences, dump_toml, read_toml
+from pellucid.config import Section, differences, dump_toml, read_toml, to_tree
 from pellucid.errors import CheckpointError, PellucidError
 
 MANIFEST = "manifest.json"
@@ -144,7 +144,7 @@ class RunDirectory:
 
     def _require_same(self, config: Section) -> None:
         recorded = read_toml(self.path / "config.toml")
-        changed = differences(recorded, json.loads(config.model_dump_json(exclude_none=True)))
+        changed = differences(recorded, to_tree(config))
         changed = [line for line in changed if not line.startswith(FREE_KEYS)]
         if changed:
             raise CheckpointError(f"{self.path}: holds a run of another config ({'; '.join(changed[:4])}); not resumed")

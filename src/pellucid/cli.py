@@ -128,7 +128,9 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _doctor(rest: list[str], asks_help: bool) -> int:
     if asks_help:
-        print("usage: pellucid doctor\n\nWhat this machine and installation can do; exit code 2 when something is broken.")
+        print(
+            "usage: pellucid doctor\n\nWhat this machine and installation can do; exit code 2 when something is broken."
+        )
         return 0
     if rest:
         raise ConfigError(f"doctor takes no arguments, there is {rest[0]!r}")

@@ -94,9 +94,7 @@ def test_gae_by_hand():
     # gamma 0.5, lam 0.5, terminated at t=2:
     # delta = [1 + 0.5*2 - 1, 2 + 0.5*4 - 2, 4 + 0 - 4] = [1, 2, 0]
     # A[2] = 0; A[1] = 2 + 0.25 * 0 = 2; A[0] = 1 + 0.25 * 2 = 1.5; returns = A + V
-    advantages, returns = gae(
-        row(1, 2, 4), row(1, 2, 4), flags(1, 1, 1), flags(0, 0, 1), row(0, 0, 0), 0.5, 0.5
-    )
+    advantages, returns = gae(row(1, 2, 4), row(1, 2, 4), flags(1, 1, 1), flags(0, 0, 1), row(0, 0, 0), 0.5, 0.5)
     assert advantages.tolist() == [[1.5, 2, 0]]
     assert returns.tolist() == [[2.5, 4, 4]]
 

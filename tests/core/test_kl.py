@@ -55,9 +55,7 @@ def test_k1_and_k3_are_unbiased_as_values_and_k2_is_not(policies):
     logprobs = logits.detach().log_softmax(0)
     probs = logprobs.exp()
     exact = (probs * (logprobs - ref_logprobs)).sum()
-    expected = {
-        kind: (probs * kl_estimate(logprobs, ref_logprobs, kind)).sum() for kind in ("k1", "k2", "k3")
-    }
+    expected = {kind: (probs * kl_estimate(logprobs, ref_logprobs, kind)).sum() for kind in ("k1", "k2", "k3")}
     torch.testing.assert_close(expected["k1"], exact)
     torch.testing.assert_close(expected["k3"], exact)
     assert abs(expected["k2"] - exact) > 1e-3

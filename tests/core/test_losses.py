@@ -53,9 +53,7 @@ DUAL_BRANCHES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("dual_clip", "branch"), [(None, b) for b in PPO_BRANCHES] + [(3.0, b) for b in DUAL_BRANCHES]
-)
+@pytest.mark.parametrize(("dual_clip", "branch"), [(None, b) for b in PPO_BRANCHES] + [(3.0, b) for b in DUAL_BRANCHES])
 def test_ppo_clip_branches_by_hand(dual_clip, branch):
     ratio, advantage, expected, expected_clipped, slope = branch
     old_logprobs = row(-1.5)
@@ -199,9 +197,7 @@ def test_cispo_gradient_with_the_weight_held_constant():
     logprobs.requires_grad_()
     assert torch.autograd.gradcheck(lambda p: -weight * advantages * p, logprobs)
     literal = gradient(-weight * advantages * logprobs, logprobs)
-    torch.testing.assert_close(
-        gradient(cispo(logprobs, old_logprobs, advantages, 0.2, 0.3)[0], logprobs), literal
-    )
+    torch.testing.assert_close(gradient(cispo(logprobs, old_logprobs, advantages, 0.2, 0.3)[0], logprobs), literal)
 
 
 # value_clip_eps 0.5, old value 1

@@ -117,9 +117,7 @@ def test_aggregate_equals_a_loop(case, mode, denominator):
         total, count = sum(sum(row) for row in rows), sum(len(row) for row in rows)
     else:
         total, count = sum(sum(row) / len(row) for row in rows), len(rows)
-    assert aggregate(x, mask, mode, denominator).item() == pytest.approx(
-        total / (denominator or count), abs=1e-12
-    )
+    assert aggregate(x, mask, mode, denominator).item() == pytest.approx(total / (denominator or count), abs=1e-12)
 
 
 def test_aggregate_takes_one_loss_per_pair():

@@ -143,8 +143,7 @@ def test_gold_is_bounded_on_salads_of_good_words(words: list[str]) -> None:
         GOOD.removesuffix("."),
         " ".join(sorted(GOOD.split())),
         GOOD + " And so on" * 30 + ".",
-        "Thank you for your kind words. We are delighted. "
-        + GOOD.split(". ", 1)[1],  # thanks for a complaint
+        "Thank you for your kind words. We are delighted. " + GOOD.split(". ", 1)[1],  # thanks for a complaint
     ],
 )
 def test_every_cheap_trick_lowers_gold(worse: str) -> None:
@@ -179,6 +178,4 @@ def test_the_corpus_itself_is_no_word_salad() -> None:
 
     for row in corpus_rows("sft", 7, 500):
         for sentence in _sentences(_words(row["completion"])):
-            assert all(pair in _neighbours() for pair in zip(["", *sentence], sentence, strict=False)), (
-                sentence
-            )
+            assert all(pair in _neighbours() for pair in zip(["", *sentence], sentence, strict=False)), sentence

@@ -76,9 +76,7 @@ def test_wanted_formats_choose_and_refuse() -> None:
     row = {"prompt": "a", "completion": "b", "label": 1}
     assert detect_format([row], wanted=("prompt_only",)) == "prompt_only"
     assert detect_format([row], wanted=("prompt_completion",)) == "prompt_completion"
-    with pytest.raises(
-        DataError, match=r"row 1: .*has \{completion, label, prompt\}, wanted \{prompt, chosen, rej"
-    ):
+    with pytest.raises(DataError, match=r"row 1: .*has \{completion, label, prompt\}, wanted \{prompt, chosen, rej"):
         detect_format([row], wanted=("preference",))
     with pytest.raises(DataError, match="empty"):
         detect_format([])

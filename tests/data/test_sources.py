@@ -65,9 +65,7 @@ def test_blank_lines_are_passed_over_but_counted(tmp_path: Path) -> None:
         ("a.csv", "a,b", r"unknown kind of file; pellucid reads \.jsonl"),
     ],
 )
-def test_an_unreadable_file_is_a_short_error(
-    tmp_path: Path, name: str, content: str | bytes, message: str
-) -> None:
+def test_an_unreadable_file_is_a_short_error(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         read_rows(write(tmp_path / name, content))
     assert str(caught.value).count("\n") <= 1

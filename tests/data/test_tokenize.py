@@ -35,9 +35,7 @@ def add_bos_and_eos(tokenizer: Any) -> Any:
     """As a tokenizer with add_bos_token and add_eos_token: every text is encoded as <|bos|> text <|end|>."""
     tokenizer.add_special_tokens({"bos_token": "<|bos|>"})
     ids = [("<|bos|>", tokenizer.bos_token_id), ("<|end|>", tokenizer.eos_token_id)]
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|bos|> $A <|end|>", special_tokens=ids
-    )
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|bos|> $A <|end|>", special_tokens=ids)
     return tokenizer
 
 
@@ -138,9 +136,7 @@ def test_no_chat_template_says_how_to_give_one(plain: Any) -> None:
 
 def test_what_a_template_refuses_is_passed_on_with_the_row(chatml: Any) -> None:
     chatml.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(
-        DataError, match="row 1: the chat template refuses these messages: roles must alternate"
-    ):
+    with pytest.raises(DataError, match="row 1: the chat template refuses these messages: roles must alternate"):
         prompts_from([{"prompt": USER}], chatml, 100)
 
 

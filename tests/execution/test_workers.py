@@ -132,6 +132,23 @@ def test_the_critics_loss_and_gradient_are_the_formula():
     assert worker.update(batch, seed=0)["critic/value_loss"] == pytest.approx(loss.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["token", "sequence", "constant"])
+def test_each_aggregation_divides_by_its_own_count(mode):
+    """Tokens, sequences, or sequences * max_new_tokens (8), of the whole minibatch."""
+    worker, batch = actor(aggregate=mode), random_batch()
+    mask = batch.action_mask
+    new = worker.logprobs(batch)[0]
+    loss, _ = ppo_clip(new, batch.get("old_logprobs"), batch.get("advantages"), 0.2, 0.2)
+    sums = (loss * mask).sum(1)
+    expected = {
+        "token": sums.sum() / mask.sum(),
+        "sequence": (sums / mask.sum(1)).mean(),
+        "constant": sums.sum() / (6 * 8),
+    }[mode]
+    stats, _ = worker._minibatch(batch, 0.0, None)
+    assert stats["policy_loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
 def test_metrics_of_an_update():
     worker = actor(num_epochs=2, minibatch_size=3, micro_batch_size=2)
     stats = worker.update(on_policy(worker), kl_coef=0.0, seed=0)

@@ -15,9 +15,7 @@ from pellucid.rollout import EmbeddedEngine, embedded
 from pellucid.types import Prompt, SamplingParams
 
 GREEDY = SamplingParams(max_new_tokens=12, temperature=0.0)
-SAMPLED = SamplingParams(
-    max_new_tokens=12, temperature=0.8, stop_token_ids=(3, 5), samples_per_prompt=2, seed=1
-)
+SAMPLED = SamplingParams(max_new_tokens=12, temperature=0.8, stop_token_ids=(3, 5), samples_per_prompt=2, seed=1)
 
 
 def responses(model, prompts, params, num_slots=4):
@@ -45,9 +43,7 @@ class Forwards:
 
 def test_greedy_is_model_generate(model, ragged_prompts):
     prompts = ragged_prompts(16)
-    samples = EmbeddedEngine(model, num_slots=3).generate(
-        prompts, replace(GREEDY, stop_token_ids=(71, 50, 87, 77))
-    )
+    samples = EmbeddedEngine(model, num_slots=3).generate(prompts, replace(GREEDY, stop_token_ids=(71, 50, 87, 77)))
     for sample in samples:
         ids = torch.tensor([sample.prompt.input_ids])
         expected = model.generate(
@@ -178,9 +174,7 @@ def test_weights_that_do_not_fit_change_nothing(llama, tmp_path):
     before = {name: value.clone() for name, value in llama.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"1 tensors are missing, the first is model\.norm\.weight"):
         engine.load_weights({k: v + 1 for k, v in before.items() if k != "model.norm.weight"}, 1)
-    with pytest.raises(
-        CheckpointError, match=r"unknown, the first is model\.layers\.0\.self_attn\.q_proj\.bias"
-    ):
+    with pytest.raises(CheckpointError, match=r"unknown, the first is model\.layers\.0\.self_attn\.q_proj\.bias"):
         engine.load_weights({**before, **tiny_qwen2().state_dict()}, 1)
     with pytest.raises(CheckpointError, match="of another shape"):
         engine.load_weights({**before, "model.norm.weight": torch.zeros(7)}, 1)

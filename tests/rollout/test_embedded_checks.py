@@ -34,9 +34,7 @@ def greedy(max_new_tokens: int) -> SamplingParams:
 def test_beyond_the_context(make):
     engine = EmbeddedEngine(make(), num_slots=2)
     assert len(engine.generate(PROMPTS, greedy(125))) == 2
-    with pytest.raises(
-        DataError, match=r"prompt 5 has 3 tokens; with max_new_tokens=126 that makes 129.*is 128"
-    ):
+    with pytest.raises(DataError, match=r"prompt 5 has 3 tokens; with max_new_tokens=126 that makes 129.*is 128"):
         engine.generate(PROMPTS, greedy(126))
 
 
@@ -103,9 +101,7 @@ def test_longrope_is_served_up_to_the_original_context():
             "T5ForConditionalGeneration is an encoder-decoder",
         ),
         (
-            lambda: MambaForCausalLM(
-                MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1, state_size=4)
-            ),
+            lambda: MambaForCausalLM(MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1, state_size=4)),
             "MambaForCausalLM has state-space or recurrent layers",
         ),
         (
@@ -134,9 +130,7 @@ def test_architectures_that_cannot_be_served(make, words):
 def test_an_attention_kernel_that_takes_no_mask():
     model = tiny_llama()
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(
-        ConfigError, match=r"attn_implementation='flash_attention_2'.*needs 'sdpa' or 'eager'"
-    ):
+    with pytest.raises(ConfigError, match=r"attn_implementation='flash_attention_2'.*needs 'sdpa' or 'eager'"):
         EmbeddedEngine(model, num_slots=1)
 
 

@@ -56,9 +56,7 @@ def test_logprobs_are_those_before_truncation():
 
 def test_greedy_takes_the_argmax_with_logprobs_of_temperature_one():
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
-    tokens, logprobs = sample_tokens(
-        logits, torch.zeros(6, dtype=torch.float64), SamplingParams(1, temperature=0)
-    )
+    tokens, logprobs = sample_tokens(logits, torch.zeros(6, dtype=torch.float64), SamplingParams(1, temperature=0))
     assert tokens.equal(logits.argmax(-1))
     torch.testing.assert_close(logprobs, logits.log_softmax(-1).amax(-1))
 

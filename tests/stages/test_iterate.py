@@ -10,6 +10,7 @@ import torch
 from tiny_runs import ppo_config, ragged_rows, sample, save_models, tokenizer
 
 from pellucid.config import AlgoConfig
+from pellucid.config.schema import KL_IN_LOSS_ONLY
 from pellucid.core import AdaptiveKL, FixedKL, gae, masked_whiten
 from pellucid.errors import IntegrityError, RewardError
 from pellucid.execution.local import build_workers
@@ -63,7 +64,8 @@ ALGORITHMS = [(a, "ppo") for a in ADVANTAGES] + [("gae", "gspo"), ("gae", "cispo
 
 @pytest.mark.parametrize(("advantage", "policy_loss"), ALGORITHMS)
 def test_two_iterations_of_every_algorithm(setup, advantage, policy_loss):
-    run = setup(algo__advantage=advantage, algo__policy_loss=policy_loss)
+    kl_in = "loss" if advantage in KL_IN_LOSS_ONLY else "reward"
+    run = setup(algo__advantage=advantage, algo__policy_loss=policy_loss, algo__kl_in=kl_in)
     before = [p.detach().clone() for p in run.workers.actor.model.hf.parameters()]
     frozen = [p.detach().clone() for p in run.workers.reference.model.hf.parameters()]
     for step in (1, 2):
@@ -100,7 +102,7 @@ def test_groups_of_equal_scores_are_counted(setup):
     def three_equal_groups(prompts, completions, completion_ids):
         return [float(i) if i < 2 else 1.0 for i in range(len(prompts))]
 
-    _, _, stats = setup(reward=three_equal_groups, algo__advantage="grpo").iterate()
+    _, _, stats = setup(reward=three_equal_groups, algo__advantage="grpo", algo__kl_in="loss").iterate()
     assert stats["groups/degenerate"] == 3
     batch, _, stats = setup(
         reward=lambda prompts, completions: [1.0] * 8, algo__advantage="rloo", algo__kl_coef=0
@@ -268,3 +270,12 @@ def test_the_adaptive_coefficient_moves_after_the_iteration(setup):
     _, _, stats = run.iterate()
     assert stats["kl/coef"] == 0.1
     assert run.kl.coef == pytest.approx(0.1 * (1 - 0.2 * 8 / 100)), "the KL is 0: far below its target"
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_an_iteration_in_bfloat16(setup, packing):
+    run = setup(run__precision="bfloat16", algo__packing=packing)
+    for step in (1, 2):
+        _, _, stats = run.iterate(step)
+        assert all(math.isfinite(value) for value in stats.values())
+    assert {p.dtype for p in run.workers.actor.model.hf.parameters()} == {torch.float32}

@@ -265,7 +265,7 @@ def test_a_function_named_in_the_config_trains(pipeline, tmp_path):
         folder, data,
         run=run_section(tmp_path / "ppo"), models={"actor": str(folder / "sft" / "actor")}, total_steps=1,
         reward={"function": f"{tmp_path}/mine.py:length"},
-        algo={"advantage": "grpo", "num_epochs": 1, "minibatch_size": 8, "micro_batch_size": 8},
+        algo={"advantage": "grpo", "kl_in": "loss", "num_epochs": 1, "minibatch_size": 8, "micro_batch_size": 8},
     )  # fmt: skip
     train_ppo(config, reporter=QUIET)
     assert not (tmp_path / "ppo" / "critic").exists()

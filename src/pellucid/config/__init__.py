@@ -1,7 +1,7 @@
 """What a run is told: models read from TOML, overridden by dotted flags, checked before anything loads."""
 
 from pellucid.config.help import help_text
-from pellucid.config.load import differences, dump_toml, load_config, read_toml, validate
+from pellucid.config.load import differences, dump_toml, load_config, read_toml, to_tree, validate
 from pellucid.config.schema import (
     AlgoConfig,
     DataConfig,
@@ -45,5 +45,6 @@ __all__ = [
     "help_text",
     "load_config",
     "read_toml",
+    "to_tree",
     "validate",
 ]

@@ -41,7 +41,9 @@ def _add_section(
             continue
         default = defaults.get(name, "required" if field.is_required() else field.default)
         key = ".".join((*path, name)).replace("_", "-")
-        flag = f"  --{key}{'.NAME' if typing.get_origin(field.annotation) is dict else ''} {_type_name(field.annotation)}"
+        flag = (
+            f"  --{key}{'.NAME' if typing.get_origin(field.annotation) is dict else ''} {_type_name(field.annotation)}"
+        )
         meaning = f"{' '.join((field.description or '').split())} [{_shown(default)}]"
         lines += [flag, *textwrap.wrap(meaning, width, initial_indent=" " * 8, subsequent_indent=" " * 8)]
     for name, section, optional in nested:

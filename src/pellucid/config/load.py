@@ -34,8 +34,25 @@ def validate(model: type[C], tree: dict[str, Any], where: str) -> C:
 
 
 def dump_toml(config: Section) -> str:
-    """The resolved config; what is None is left out, since TOML has no null."""
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    """The resolved config, which reads back as the same. TOML has no null: what is absent by default is left out, what is
+    absent against its default is "none"."""
+    return tomli_w.dumps(to_tree(config))
+
+
+def to_tree(config: Section) -> dict[str, Any]:
+    """The config as plain values, as `read_toml` gives them back from `dump_toml`."""
+    tree: dict[str, Any] = {}
+    for (name, field), plain in zip(
+        type(config).model_fields.items(), config.model_dump(mode="json").values(), strict=True
+    ):
+        value = getattr(config, name)
+        if isinstance(value, Section):
+            tree[name] = to_tree(value)
+        elif value is not None:
+            tree[name] = plain
+        elif field.default is not None:
+            tree[name] = "none"
+    return tree
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

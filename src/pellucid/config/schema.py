@@ -6,7 +6,7 @@ A config is frozen: nothing edits it after parsing.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -24,7 +24,17 @@ TooLong = Literal["error", "skip", "truncate"]
 
 
 class Section(BaseModel):
+    """A table of keys. In TOML, which has no null, the text "none" makes an optional key absent."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_absent(cls, keys: Any) -> Any:
+        if not isinstance(keys, dict):
+            return keys
+        optional = {name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}
+        return {key: None if value == "none" and key in optional else value for key, value in keys.items()}
 
 
 class RunConfig(Section):
@@ -38,7 +48,7 @@ class RunConfig(Section):
     """Arithmetic of the forward and backward passes; master weights are float32. auto: bfloat16 on CUDA and on CPUs
     with AVX512-BF16 or AMX, else float32."""
     threads: NonNegativeInt = 0
-    """CPU threads; 0 takes all cores. Bitwise repetition needs the same number."""
+    """CPU threads; 0 leaves it to PyTorch (all cores, or OMP_NUM_THREADS). Bitwise repetition needs the same number."""
     checkpoint_every: NonNegativeInt = 10
     """Steps between checkpoints; 0 writes one at the end only."""
     keep_checkpoints: PositiveInt = 2
@@ -210,6 +220,7 @@ class RewardConfig(Section):
 
 
 Advantage = Literal["gae", "reinforce_pp", "reinforce_pp_baseline", "rloo", "grpo", "dr_grpo"]
+KL_IN_LOSS_ONLY = ("reinforce_pp_baseline", "grpo", "dr_grpo")
 GROUP_ADVANTAGES = ("reinforce_pp_baseline", "rloo", "grpo", "dr_grpo")
 
 
@@ -308,6 +319,18 @@ class PPOConfig(Section):
                 f"algo.advantage {algo.advantage!r} compares samples of one prompt: "
                 f"rollout.samples_per_prompt is {rollout.samples_per_prompt}, it must be at least 2"
             )
+        if algo.advantage in KL_IN_LOSS_ONLY and algo.kl_in == "reward" and algo.kl_coef > 0:
+            raise ValueError(
+                f"algo.advantage {algo.advantage!r} compares scores alone, so that a group of equal scores teaches "
+                "nothing; put the KL penalty into the loss (algo.kl_in = 'loss') or set algo.kl_coef = 0"
+            )
+        if algo.dual_clip is not None and algo.policy_loss != "ppo":
+            raise ValueError(f"algo.dual_clip is part of algo.policy_loss 'ppo'; {algo.policy_loss!r} has none")
+        if algo.kl_target is not None and self.batch_size >= 5 * algo.kl_horizon:
+            raise ValueError(
+                f"algo.kl_horizon {algo.kl_horizon} is too short for batches of {self.batch_size} samples: the coefficient "
+                "could turn negative in one step; it must be above a fifth of the batch"
+            )
         if algo.ptx_coef > 0 and self.ptx_data is None:
             raise ValueError(f"algo.ptx_coef {algo.ptx_coef} needs [ptx_data]")
         if algo.kl_target is not None and algo.kl_coef == 0:
@@ -362,7 +385,7 @@ class QuickstartConfig(Section):
     """Optimizer steps of supervised fine-tuning."""
     rm_steps: PositiveInt = 100
     """Optimizer steps of reward-model training."""
-    ppo_steps: PositiveInt = 32
+    ppo_steps: PositiveInt = 28
     """PPO iterations."""
 
 

@@ -84,9 +84,7 @@ def end_of_turn_id(tokenizer: Any) -> int | None:
     if not getattr(tokenizer, "chat_template", None):
         return None
     try:
-        pieces = segments(
-            tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        )
+        pieces = segments(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     except DataError:
         return None
     control = control_ids(tokenizer)

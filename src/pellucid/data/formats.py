@@ -47,9 +47,7 @@ def detect_format(rows: Sequence[Row], wanted: Sequence[Format] = ()) -> Format:
             _check_rows(rows, name, fields)
             return name
     shapes = " or ".join(_shape(fields) for name in candidates for fields in FIELDS[name])
-    raise DataError(
-        f"{where(rows, 0)}: the row has {_shape(sorted(rows[0]))}, wanted {shapes}{_rename_hint(rows)}"
-    )
+    raise DataError(f"{where(rows, 0)}: the row has {_shape(sorted(rows[0]))}, wanted {shapes}{_rename_hint(rows)}")
 
 
 def is_conversational(row: Row, name: Format) -> bool:
@@ -73,9 +71,7 @@ def preference_parts(row: Row) -> tuple[Any, Any, Any]:
     if isinstance(chosen, str) and chosen != rejected:
         while same and not chosen[same - 1].isspace():
             same -= 1  # never cut a word in two ...
-        same -= (
-            same > 0 and chosen[same - 1] == " "
-        )  # ... and leave its space to it, as byte-level tokens have it
+        same -= same > 0 and chosen[same - 1] == " "  # ... and leave its space to it, as byte-level tokens have it
     return chosen[:same], chosen[same:], rejected[same:]
 
 

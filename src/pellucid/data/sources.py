@@ -81,8 +81,7 @@ def _renamed(rows: Rows, columns: Mapping[str, str]) -> Rows:
                 f"the row has {', '.join(sorted(row)) or 'no fields'}"
             )
     renamed = [
-        {k: v for k, v in row.items() if k not in theirs}
-        | {ours: row[name] for ours, name in columns.items()}
+        {k: v for k, v in row.items() if k not in theirs} | {ours: row[name] for ours, name in columns.items()}
         for row in rows
     ]
     return Rows(renamed, rows.source, rows.lines)
@@ -184,9 +183,7 @@ def _from_hub(name: str, split: str, limit: int) -> list[Row]:
         )
     try:
         found = datasets.load_dataset("/".join(parts[:2]), *parts[2:], split=split)
-    except (
-        Exception
-    ) as error:  # the Hub's client raises a dozen kinds, from its own packages and from its HTTP ones
+    except Exception as error:  # the Hub's client raises a dozen kinds, from its own packages and from its HTTP ones
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"hub:{name} (split {split!r}) could not be loaded: {reason}") from error
     return [dict(row) for row in (found.select(range(min(limit, len(found)))) if limit else found)]
@@ -210,9 +207,7 @@ def hub_reachable(timeout: float = 5.0) -> bool:
     except urllib.error.HTTPError:
         return True  # it answered, if only with a refusal
     except urllib.error.URLError as error:
-        return isinstance(
-            error.reason, ssl.SSLError
-        )  # someone is there; the Hub's client may know the certificate
+        return isinstance(error.reason, ssl.SSLError)  # someone is there; the Hub's client may know the certificate
     except (OSError, ValueError):
         return False
     return True

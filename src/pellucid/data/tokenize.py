@@ -65,9 +65,7 @@ def prompts_from(
         if not ids:
             raise DataError(f"{where(rows, index)}: the prompt has no tokens")
         if len(ids) > max_prompt_tokens:
-            if not _keep_too_long(
-                rows, index, len(ids), max_prompt_tokens, too_long, "truncate_left", counts
-            ):
+            if not _keep_too_long(rows, index, len(ids), max_prompt_tokens, too_long, "truncate_left", counts):
                 continue
             ids = _keep_end(ids, max_prompt_tokens, tokenizer)
         columns = {name: value for name, value in rows[index].items() if name != "prompt"}
@@ -98,9 +96,7 @@ def supervised_examples(
         for part, (_, trained) in zip(parts, pieces[index], strict=True):
             # Learnt up to the closing control token: blanks that a template writes after it are no action of
             # the model.
-            learnt = (
-                0 if not trained else len(part) if plain else len(chat.without_tail(tokenizer, part, control))
-            )
+            learnt = 0 if not trained else len(part) if plain else len(chat.without_tail(tokenizer, part, control))
             mask += [t < learnt for t in range(len(part))]
         mask[0] = False
         if not any(mask):
@@ -164,9 +160,7 @@ def _preference_segments(row: Row, plain: bool, tokenizer: Any) -> tuple[list[Se
     prompt, chosen, rejected = preference_parts(row)
     if plain:
         return [(prompt, False), (chosen, True)], [(prompt, False), (rejected, True)]
-    good, bad = (
-        chat.segments(tokenizer, prompt + side, first_trained=len(prompt)) for side in (chosen, rejected)
-    )
+    good, bad = (chat.segments(tokenizer, prompt + side, first_trained=len(prompt)) for side in (chosen, rejected))
     if good[0] != bad[0]:
         raise DataError("chosen and rejected differ before the assistant's turn; a pair answers one prompt")
     return good, bad
@@ -186,9 +180,7 @@ def _each(rows: Sequence[Row], make: Callable[[Row], T]) -> list[T]:
 # --- text pieces -> ids -------------------------------------------------------------------------------------
 
 
-def _encode_all(
-    examples: Sequence[Sequence[Segment]], tokenizer: Any, special: bool
-) -> list[list[list[int]]]:
+def _encode_all(examples: Sequence[Sequence[Segment]], tokenizer: Any, special: bool) -> list[list[list[int]]]:
     """The ids of each piece of each example.
 
     Each beginning of an example is encoded as a whole, and a piece's ids are what it adds. Where a tokenizer
@@ -216,9 +208,7 @@ def _encode_all(
 def _encode(texts: list[str], tokenizer: Any, special: bool) -> list[list[int]]:
     if not texts:
         return []
-    encoded = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)[
-        "input_ids"
-    ]
+    encoded = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
     eos = tokenizer.eos_token_id
     if special and tokenizer("a")["input_ids"][-1] == eos:
         # Set to add EOS by itself. Here EOS is what ends a completion, so it is added there only.
@@ -258,11 +248,7 @@ def _keep_end(ids: list[int], length: int, tokenizer: Any) -> list[int]:
     """The last `length` ids, of which the first stays BOS if it was."""
     if len(ids) <= length:
         return ids
-    bos = (
-        ids[:1]
-        if length > 1 and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-        else []
-    )
+    bos = ids[:1] if length > 1 and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
     return bos + ids[len(ids) - length + len(bos) :]
 
 
@@ -276,8 +262,6 @@ def _start(rows: Sequence[Row], too_long: str, truncate: str) -> Counts:
 
 def _kept(rows: Sequence[Row], made: list[T], counts: Counts) -> tuple[list[T], Counts]:
     if not made:
-        why = ", ".join(
-            f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n and "skipped" in name
-        )
+        why = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n and "skipped" in name)
         raise DataError(f"{getattr(rows, 'source', 'data')}: none of {len(rows)} rows is left ({why})")
     return made, counts | {"kept": len(made)}

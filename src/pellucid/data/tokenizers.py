@@ -31,9 +31,7 @@ def load_tokenizer(path: str | Path, chat_template: str | Path | None = None) ->
     source, local = locate(path, "tokenizer", ("tokenizer_config.json", "tokenizer.json"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-    except (
-        Exception
-    ) as error:  # a broken tokenizer.json raises bare Exception from Rust; the Hub has its own kinds
+    except Exception as error:  # a broken tokenizer.json raises bare Exception from Rust; the Hub has its own kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"tokenizer {path} could not be loaded: {reason}") from error
     if chat_template is not None:
@@ -101,9 +99,7 @@ def ensure_pad(tokenizer: Any) -> int:
     return tokenizer.pad_token_id
 
 
-def stop_token_ids(
-    tokenizer: Any, generation_config_eos: int | Sequence[int] | None = None
-) -> tuple[int, ...]:
+def stop_token_ids(tokenizer: Any, generation_config_eos: int | Sequence[int] | None = None) -> tuple[int, ...]:
     """Ids that end a response, sorted, each once.
 
     They are the tokenizer's EOS, the generation config's (one or several), and the control token with which
@@ -131,9 +127,7 @@ def train_bpe(
     roles = ["<|system|>", "<|user|>", "<|assistant|>"] if chat else []
     control = [eos, *([pad] if pad != eos else []), *roles]
     if vocab_size < 256 + len(control):
-        raise DataError(
-            f"vocab_size is {vocab_size}; 256 bytes and {len(control)} control tokens are the least"
-        )
+        raise DataError(f"vocab_size is {vocab_size}; 256 bytes and {len(control)} control tokens are the least")
     texts = list(texts)
     if not any(texts):
         raise DataError("no text to train a tokenizer on")

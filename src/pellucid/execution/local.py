@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +50,9 @@ class Workers:
 
 
 def prepare_process(run: RunConfig) -> tuple[str, Precision]:
-    """Set the thread count; resolve (device, precision)."""
-    torch.set_num_threads(run.threads or os.cpu_count() or 1)
+    """Set the thread count, if one is asked for; resolve (device, precision)."""
+    if run.threads:
+        torch.set_num_threads(run.threads)
     device = resolve_device(run.device)
     return device, resolve_precision(run.precision, device)
 
@@ -89,7 +89,7 @@ def build_workers(config: PPOConfig, reward: RewardSource | None, pad_id: int, t
         reference=ReferenceWorker(reference, rollout.temperature, algo.micro_batch_size),
         critic=critic,
         reward=reward,
-        engine=EmbeddedEngine(actor.hf, num_slots=rollout.num_slots),
+        engine=EmbeddedEngine(actor.hf, num_slots=rollout.num_slots, precision=precision),
     )
 
 

@@ -12,8 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pellucid.errors import ConfigError, RewardError
 from pellucid.types import Sample, Score
+
+LARGEST_SCORE = torch.finfo(torch.float32).max
+"""Scores are trained on in float32."""
 
 
 class FunctionReward:
@@ -52,7 +57,8 @@ class FunctionReward:
             # The one place that meets a user's arbitrary code: whatever it raised, say where, and stop the run.
             sample = next((s for s in samples if self._raises(s)), None)
             where = f"on {_describe(sample, self._text(sample))}" if sample else f"on a batch of {len(samples)} samples"
-            raise RewardError(f"reward function {self.name} raised {type(error).__name__}: {error} {where}") from error
+            reason = " ".join(f"{type(error).__name__}: {error}".split())  # a message of many lines becomes one
+            raise RewardError(f"reward function {self.name} raised {reason:.300} {where}") from error
 
     def _raises(self, sample: Sample) -> bool:
         try:
@@ -70,6 +76,8 @@ class FunctionReward:
             wrong = f"{type(value).__name__} {value!r:.60}, not a number"
         elif not math.isfinite(value):
             wrong = f"{value}"
+        elif abs(value) > LARGEST_SCORE:
+            wrong = f"{value}, which is infinite in float32"
         else:
             return Score(float(value), self.name)
         raise RewardError(f"reward function {self.name} returned {wrong}, on {_describe(sample, self._text(sample))}")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from pellucid.errors import CheckpointError, ConfigError
+from pellucid.models import Precision
 from pellucid.rollout.embedded_cache import KeysValues, SlotCache, attention_bias, measure_layers
 from pellucid.rollout.embedded_checks import check_architecture, check_memory, check_prompts
 from pellucid.rollout.engine import Progress, check_request
@@ -42,7 +43,13 @@ class EmbeddedEngine:
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, num_slots: int, max_length: int | None = None, version: int = 0
+        self,
+        model: PreTrainedModel,
+        *,
+        num_slots: int,
+        max_length: int | None = None,
+        version: int = 0,
+        precision: Precision = "float32",
     ) -> None:
         if num_slots < 1:
             raise ConfigError(f"rollout: num_slots is {num_slots}; it must be at least 1.")
@@ -51,7 +58,8 @@ class EmbeddedEngine:
         self.num_slots = num_slots
         self.max_length = max_length
         self.version = version
-        with _serving(model):
+        self.precision: Precision = precision
+        with _serving(model, precision):
             self._layers = measure_layers(model)
 
     def generate(
@@ -68,7 +76,7 @@ class EmbeddedEngine:
         length = check_prompts(prompts, params, self.model, self.max_length)
         num_slots = min(self.num_slots, len(prompts) * params.samples_per_prompt)
         check_memory(self._layers, num_slots, length, self.model.device)
-        with _serving(self.model):
+        with _serving(self.model, self.precision):
             cache = SlotCache(self._layers, num_slots, length, self.model.device)
             run = _Run(self.model, cache, Slots(prompts, params, num_slots, self.model.device), self.version)
             finished: list[Sample] = []
@@ -79,9 +87,7 @@ class EmbeddedEngine:
                     progress(len(finished), run.slots.total)
         return sorted(finished, key=lambda sample: (sample.group_id, sample.sample_index))
 
-    def load_weights(
-        self, source: nn.Module | Mapping[str, Tensor] | str | Path | None, version: int
-    ) -> None:
+    def load_weights(self, source: nn.Module | Mapping[str, Tensor] | str | Path | None, version: int) -> None:
         """Take over weights, in place, and call them `version`.
 
         source: None or the engine's own model (nothing to copy: the weights are shared), another model, a
@@ -175,9 +181,7 @@ class _Run:
             cache,
         )
         return [
-            _Prefilled(
-                [(layer.keys[i, :, start:], layer.values[i, :, start:]) for layer in cache.layers], logits[i]
-            )
+            _Prefilled([(layer.keys[i, :, start:], layer.values[i, :, start:]) for layer in cache.layers], logits[i])
             for i, start in enumerate(before.flatten().tolist())
         ]
 
@@ -195,12 +199,12 @@ class _Run:
 
 
 @contextmanager
-def _serving(model: PreTrainedModel) -> Iterator[None]:
+def _serving(model: PreTrainedModel, precision: Precision) -> Iterator[None]:
     """No gradients, no dropout; afterwards each module is in the mode it was in."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             yield
     finally:
         for module in training:

@@ -49,8 +49,7 @@ def measure_layers(model: PreTrainedModel) -> list[LayerShape]:
             "keys and values of their own, which the embedded engine needs. Use the vllm engine instead."
         )
     return [
-        LayerShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3], layer.keys.dtype)
-        for layer in kept
+        LayerShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3], layer.keys.dtype) for layer in kept
     ]
 
 
@@ -74,9 +73,7 @@ class SlotLayer(DynamicLayer):
     keys: Tensor
     values: Tensor
 
-    def __init__(
-        self, shape: LayerShape, num_slots: int, length: int, device: torch.device, aim: _Aim
-    ) -> None:
+    def __init__(self, shape: LayerShape, num_slots: int, length: int, device: torch.device, aim: _Aim) -> None:
         super().__init__()
         # Zeros, not empty: a masked position has weight 0, and 0 times an uninitialised NaN is NaN.
         size = (num_slots, shape.kv_heads, length)
@@ -92,8 +89,9 @@ class SlotLayer(DynamicLayer):
         """One new token per row, (n, kv_heads, 1, dim) -> views of these rows, (n, kv_heads, length, dim)."""
         aim = self._aim
         n = key_states.shape[0]
-        self.keys[aim.rows, :, aim.positions] = key_states.squeeze(2)
-        self.values[aim.rows, :, aim.positions] = value_states.squeeze(2)
+        # Under autocast keys come in float32 (from the rotation) and values in bfloat16.
+        self.keys[aim.rows, :, aim.positions] = key_states.squeeze(2).to(self.dtype)
+        self.values[aim.rows, :, aim.positions] = value_states.squeeze(2).to(self.dtype)
         return self.keys[:n, :, : aim.length], self.values[:n, :, : aim.length]
 
     def get_seq_length(self) -> int:
@@ -136,9 +134,7 @@ def attention_bias(visible: Tensor, implementation: str, dtype: torch.dtype) -> 
     mask = visible[:, None]
     if implementation == "sdpa":
         return mask
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
-        ~mask, torch.finfo(dtype).min
-    )
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def readable_bytes(count: float) -> str:

@@ -45,9 +45,7 @@ def check_architecture(model: PreTrainedModel) -> None:
         )
 
 
-def check_prompts(
-    prompts: list[Prompt], params: SamplingParams, model: PreTrainedModel, max_length: int | None
-) -> int:
+def check_prompts(prompts: list[Prompt], params: SamplingParams, model: PreTrainedModel, max_length: int | None) -> int:
     """DataError for a prompt too long or of an unknown token. Returns the longest length needed, in tokens.
 
     max_length: the engine's own limit on prompt + response, in tokens; None for the model's.
@@ -110,9 +108,7 @@ def available_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         reserved_idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserved_idle
-    meminfo = Path(
-        "/proc/meminfo"
-    )  # Linux: counts the page cache that can be dropped, which sysconf does not
+    meminfo = Path("/proc/meminfo")  # Linux: counts the page cache that can be dropped, which sysconf does not
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):

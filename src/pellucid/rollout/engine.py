@@ -50,6 +50,4 @@ def check_request(prompts: list[Prompt], params: SamplingParams) -> None:
             raise ConfigError(f"sampling: {name} is {getattr(params, name)}; it must be {allowed}.")
     for prompt in prompts:
         if not prompt.input_ids:
-            raise DataError(
-                f"prompt {prompt.id} has no tokens: drop the row, or give it at least a BOS token."
-            )
+            raise DataError(f"prompt {prompt.id} has no tokens: drop the row, or give it at least a BOS token.")

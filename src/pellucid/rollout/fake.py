@@ -53,12 +53,8 @@ class FakeEngine:
         self.loads.append((source, version))
         self.version = version
 
-    def _sample(
-        self, prompt: Prompt, group_id: int, sample_index: int, n: int, params: SamplingParams
-    ) -> Sample:
-        scripted = (
-            self.script(prompt, sample_index) if callable(self.script) else self.script[n % len(self.script)]
-        )
+    def _sample(self, prompt: Prompt, group_id: int, sample_index: int, n: int, params: SamplingParams) -> Sample:
+        scripted = self.script(prompt, sample_index) if callable(self.script) else self.script[n % len(self.script)]
         response = scripted if isinstance(scripted, Response) else Response(scripted)
         ids = list(response.ids)[: params.max_new_tokens]
         stop = next((i for i, token in enumerate(ids) if token in params.stop_token_ids), None)

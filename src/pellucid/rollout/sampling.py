@@ -40,9 +40,7 @@ def _invert_cdf(probs: Tensor, uniforms: Tensor, params: SamplingParams) -> Tens
     probs, ids = _truncate(probs, params)
     # float64: in float32 the sum over a large vocabulary drifts by more than the probability of a rare token.
     cdf = probs.cumsum(dim=-1, dtype=torch.float64)
-    picks = torch.searchsorted(cdf, uniforms[:, None] * cdf[:, -1:], right=True).clamp_(
-        max=probs.shape[1] - 1
-    )
+    picks = torch.searchsorted(cdf, uniforms[:, None] * cdf[:, -1:], right=True).clamp_(max=probs.shape[1] - 1)
     impossible = probs.gather(1, picks) <= 0
     if impossible.any():  # a parallel prefix sum (CUDA) need not be monotone in its last bit
         picks = torch.where(impossible, probs.argmax(dim=-1, keepdim=True), picks)

@@ -31,9 +31,7 @@ class Slots:
     device; in a step that finishes no sequence the host waits for it once, in append.
     """
 
-    def __init__(
-        self, prompts: list[Prompt], params: SamplingParams, num_slots: int, device: torch.device
-    ) -> None:
+    def __init__(self, prompts: list[Prompt], params: SamplingParams, num_slots: int, device: torch.device) -> None:
         self.params = params
         self.device = device
         self.waiting = deque(

@@ -81,7 +81,9 @@ def require_room(prompts: list[Prompt], params: SamplingParams, model: CausalLM,
     try:
         check_prompts(prompts, params, model.hf, None)
     except DataError as error:
-        raise DataError(f"{data.source}: {error} (max_tokens and too_long of its section drop or cut long ones.)") from None
+        raise DataError(
+            f"{data.source}: {error} (max_tokens and too_long of its section drop or cut long ones.)"
+        ) from None
 
 
 def require_context(lengths: list[int], model: CausalLM | ScalarModel, data: DataConfig) -> None:

@@ -99,10 +99,10 @@ def stage_configs(config: QuickstartConfig) -> tuple[SFTConfig, RMConfig, PPOCon
         eval_data=DataConfig(source="corpus:prompts_heldout", max_tokens=context),
         total_steps=config.ppo_steps,
         rollout=RolloutConfig(
-            prompts_per_step=64, max_new_tokens=MAX_NEW_TOKENS, num_slots=64, missing_eos_penalty=1.0
+            prompts_per_step=64, max_new_tokens=MAX_NEW_TOKENS, num_slots=64, missing_eos_penalty=3.0
         ),
-        algo=AlgoConfig(num_epochs=2, minibatch_size=32, micro_batch_size=32, kl_coef=0.05),
-        eval=PPOEvalConfig(every=10, num_prompts=128),
+        algo=AlgoConfig(num_epochs=2, minibatch_size=32, micro_batch_size=32, kl_coef=0.1),
+        eval=PPOEvalConfig(every=7, num_prompts=128),
         actor_optimizer=OptimizerConfig(lr=3e-4),
         critic_optimizer=OptimizerConfig(lr=1e-3),
     )

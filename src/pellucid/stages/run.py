@@ -122,7 +122,7 @@ class _PPORun:
         metrics = Metrics(self.directory.path, config.run.loggers, first_step, keep_bytes)
         started = time.perf_counter() - position.seconds
         try:
-            if position.step == 0:
+            if position.step == 0 and self.eval_prompts:
                 metrics.log(0, self._evaluate(0))
             with self.reporter.progress("ppo", config.total_steps, position.step):
                 while position.step < config.total_steps:
@@ -167,7 +167,9 @@ class _PPORun:
         evaluation: Evaluation = evaluate(self.eval_prompts, params, self.workers, self.judge, self.tokenizer)
         best_metric = self.config.eval.best_metric
         if best_metric not in evaluation.metrics:
-            raise ConfigError(f"eval.best_metric {best_metric!r} is not evaluated; there is {', '.join(evaluation.metrics)}")
+            raise ConfigError(
+                f"eval.best_metric {best_metric!r} is not evaluated; there is {', '.join(evaluation.metrics)}"
+            )
         write_rows(evaluation, self.directory.path, step)
         return evaluation.metrics
 
@@ -189,6 +191,7 @@ class _PPORun:
             f"best {self.config.eval.best_metric}": self.position.best if math.isfinite(self.position.best) else None,
         }
         self.directory.write_summary(summary)
+        self.reporter.say(f"{summary['steps']} steps in {summary['seconds']:.0f} s; the policy is in {path / 'actor'}")
         return summary
 
     # -- checkpoints

@@ -186,6 +186,9 @@ def _run(
             summary |= center_scores(objective.model, samples, reporter.say)
         save_model(objective.model, objective.tokenizer, directory.path / folder)
         directory.write_summary(summary)
+        reporter.say(
+            f"{summary['steps']} steps in {summary['seconds']:.0f} s; the model is in {directory.path / folder}"
+        )
         return summary
 
 
