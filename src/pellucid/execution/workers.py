@@ -77,23 +77,21 @@ class ActorWorker(ReferenceWorker):
         ptx: supervised batches, one per minibatch, weighted by ptx_coef. Raises IntegrityError when the first
         minibatch's ratio is not 1, a loss or gradient is not finite, or weights do not move.
         """
-        means, worst = Means(), 0.0
-        first: float | None = None
+        means, first, worst = Means(), None, 0.0
         for epoch in range(self.algo.num_epochs):
             for rows in minibatches(len(batch), self.algo.minibatch_size, seed + epoch):
-                stats, log_ratio = self._minibatch(batch.select(rows), kl_coef, next(ptx) if ptx else None)
-                if first is None:
-                    first = log_ratio
-                    self._check_first_ratio(log_ratio)
+                stats, log_ratio = self._minibatch(
+                    batch.select(rows), kl_coef, next(ptx) if ptx else None, first is None
+                )
+                first = log_ratio if first is None else first
                 worst = max(worst, log_ratio)
                 means.add(stats)
-        return means.result("actor/") | {
-            "actor/first_ratio_error": first or 0.0,
-            "actor/log_ratio_max": worst,
-        }
+        return means.result("actor/") | {"actor/first_ratio_error": first or 0.0, "actor/log_ratio_max": worst}
 
-    def _minibatch(self, batch: Batch, kl_coef: float, ptx: SupervisedBatch | None) -> tuple[StepStats, float]:
-        """One optimizer step. Returns (metrics, largest |log ratio|)."""
+    def _minibatch(
+        self, batch: Batch, kl_coef: float, ptx: SupervisedBatch | None, is_first: bool = False
+    ) -> tuple[StepStats, float]:
+        """One optimizer step. Returns (metrics, largest |log ratio|). is_first: the ratio must still be 1."""
         self.learner.zero_grad()
         denominator = self._denominator(batch.action_mask)
         num_tokens = batch.action_mask.sum().item()
@@ -116,6 +114,8 @@ class ActorWorker(ReferenceWorker):
             log_ratio = (logprobs - micro.get("old_logprobs")).detach()
             worst = max(worst, log_ratio[mask].abs().max().item())
             means.add(_ratio_metrics(log_ratio, clipped, mask), mask.sum().item() / num_tokens)
+        if is_first:
+            self._check_first_ratio(worst)
         if ptx is not None:
             totals["ptx_loss"] = self._ptx(ptx)
         return means.result() | totals | self.learner.step(), worst
