@@ -1,8 +1,8 @@
 """Cut the IMDB reviews into what the three stages and the judge need, each from reviews that no other part sees.
 
-    python configs/imdb/prepare.py --source ../shared/data --out runs/imdb/data
+    python configs/imdb/prepare.py --source FOLDER --out runs/imdb/data
 
---source holds imdb_train.jsonl.gz (rated) and imdb_unsup.jsonl.gz (unrated), one {"rating", "text"} a line, from the
+FOLDER holds imdb_train.jsonl.gz (rated) and imdb_unsup.jsonl.gz (unrated), one {"rating", "text"} a line, from the
 Large Movie Review Dataset (Maas et al. 2011). Texts are excerpts: whole sentences, at most MAX_CHARS characters, from
 a review's beginning or end. Written to --out:
 
@@ -46,13 +46,25 @@ def main() -> None:
         print(f"{name}.jsonl: {len(rows):,} rows")
 
     # Films repeat among reviews, so what must not be shared is split by review, and prompts are taken from others still.
-    write("prompts_heldout", prompts(unrated[:1_000], draw))
-    write("prompts", prompts(unrated[1_000:6_000], draw))
-    write("sft_heldout", texts(unrated[6_000:7_000]))
-    write("sft", texts(unrated[7_000:]))
-    write("pairs_heldout", pairs(rated[:1_500], HELD_OUT_PAIRS, draw))
-    write("pairs", pairs(rated[1_500:10_000], PAIRS, draw))
-    fit_judge(rated[10_000:23_000], rated[23_000:], arguments.out)
+    held_out_openings, openings, held_out_texts, rest = cut(unrated, 0.02, 0.10, 0.02)
+    write("prompts_heldout", prompts(held_out_openings, draw))
+    write("prompts", prompts(openings, draw))
+    write("sft_heldout", texts(held_out_texts))
+    write("sft", texts(rest))
+    for_held_out_pairs, for_pairs, for_judge, judge_held_out = cut(rated, 0.06, 0.34, 0.52)
+    write("pairs_heldout", pairs(for_held_out_pairs, HELD_OUT_PAIRS, draw))
+    write("pairs", pairs(for_pairs, PAIRS, draw))
+    fit_judge(for_judge, judge_held_out, arguments.out)
+
+
+def cut(reviews: list[Review], *shares: float) -> list[list[Review]]:
+    """Consecutive pieces of these shares, and what is left."""
+    pieces, start = [], 0
+    for share in shares:
+        stop = start + round(share * len(reviews))
+        pieces.append(reviews[start:stop])
+        start = stop
+    return [*pieces, reviews[start:]]
 
 
 def read(path: Path) -> list[Review]:

@@ -2,6 +2,7 @@
 
     python configs/imdb/report.py                 runs what is missing under runs/imdb/, resumes what was cut off
     python configs/imdb/report.py --write docs/imdb.json
+    python configs/imdb/report.py --total-steps 4       further flags go to `pellucid ppo`
 
 Needs the data of prepare.py and the models of sft.toml and rm.toml.
 """
@@ -12,10 +13,11 @@ import argparse
 import itertools
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from pellucid.cli import main as pellucid
 
 KL_COEFS = (0.0, 0.05, 0.2)
 SEEDS = (0, 1, 2)
@@ -25,10 +27,10 @@ RUNS = Path("runs/imdb")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, default=RUNS / "report.json")
-    arguments = parser.parse_args()
+    arguments, flags = parser.parse_known_args()
     for seed in SEEDS:
         for kl_coef in KL_COEFS:
-            train(kl_coef, seed)
+            train(kl_coef, seed, flags)
     report: dict[str, Any] = {
         "command": "python configs/imdb/report.py",
         "judge": json.loads((RUNS / "data/judge.json").read_text()),
@@ -44,9 +46,10 @@ def run_dir(kl_coef: float, seed: int) -> Path:
     return RUNS / f"ppo-kl{kl_coef:g}-seed{seed}"
 
 
-def train(kl_coef: float, seed: int) -> None:
+def train(kl_coef: float, seed: int, more: list[str]) -> None:
     flags = [f"--algo.kl-coef={kl_coef}", f"--run.seed={seed}", f"--run.dir={run_dir(kl_coef, seed)}", "--resume"]
-    subprocess.run([sys.executable, "-m", "pellucid.cli", "ppo", "configs/imdb/ppo.toml", *flags], check=True)
+    if pellucid(["ppo", "configs/imdb/ppo.toml", *flags, *more]) != 0:
+        sys.exit(2)
 
 
 def over_seeds(kl_coef: float) -> dict[str, Any]:
