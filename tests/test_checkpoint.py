@@ -384,3 +384,12 @@ def test_a_tracker_is_spoken_to_as_wandb_is(tmp_path: Path, monkeypatch: pytest.
     metrics.log(1, {"a": 1.0})
     metrics.close()
     assert heard == [{"project": "pellucid", "name": tmp_path.name, "dir": str(tmp_path)}, (1, {"a": 1.0}), "finish"]
+
+
+def test_another_number_of_threads_is_said(directory: RunDirectory, said: list[str], monkeypatch) -> None:
+    directory.save_checkpoint(1, states(1))
+    resumed_step(directory)
+    assert said == []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    resumed_step(directory)
+    assert len(said) == 1 and "now it uses 77" in said[0] and "not bitwise" in said[0]

@@ -180,7 +180,9 @@ class RunDirectory:
             for name, state in states.items():
                 _save(state, folder / f"{name}.pt")
             digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
-            (folder / MANIFEST).write_text(json.dumps({"step": step, "sha256": digests}, indent=1))
+            (folder / MANIFEST).write_text(
+                json.dumps({"step": step, "threads": torch.get_num_threads(), "sha256": digests}, indent=1)
+            )
         for old in self._checkpoints()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
         return path
@@ -194,6 +196,7 @@ class RunDirectory:
         for path in reversed(checkpoints):
             fault = _fault(path)
             if fault is None:
+                self._compare_threads(json.loads((path / MANIFEST).read_text()).get("threads"))
                 states = {
                     file.stem: torch.load(file, weights_only=True, map_location="cpu") for file in path.glob("*.pt")
                 }
@@ -204,6 +207,13 @@ class RunDirectory:
                 f"{checkpoints[0].parent}: no checkpoint is whole; restore one, or remove this folder to start over"
             )
         return None
+
+    def _compare_threads(self, recorded: int | None) -> None:
+        if recorded not in (None, torch.get_num_threads()):
+            self.notify(
+                f"the run used {recorded} threads until here, now it uses {torch.get_num_threads()}: what follows agrees "
+                f"to rounding, not bitwise; for that, set run.threads or OMP_NUM_THREADS to {recorded}"
+            )
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("step-*"))

@@ -55,7 +55,9 @@ def _cpu(_: list[str]) -> str:
     capabilities = torch.cpu.get_capabilities()
     known = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
     units = ", ".join(name for name in known if capabilities.get(name))
-    return f"{os.cpu_count()} cores, run.threads 0 takes them all; {units or platform.machine()}"
+    return (
+        f"{os.cpu_count()} cores, run.threads 0 takes {torch.get_num_threads()} of them; {units or platform.machine()}"
+    )
 
 
 def _memory(problems: list[str]) -> str:
