@@ -67,11 +67,12 @@ def test_the_recipe_runs_to_its_table(folder: Path, monkeypatch: pytest.MonkeyPa
     written = json.loads(Path("report.json").read_text())
     assert [row["kl_coef"] for row in written["kl_coefs"]] == list(report["KL_COEFS"])
     for row in written["kl_coefs"]:
-        assert row["before"]["kl"]["mean"] == pytest.approx(0, abs=1e-5)
-        assert 0 <= row["after"]["positive"]["mean"] <= 1 and 0 < row["after"]["distinct2"]["mean"] <= 1
+        before, after = row["evaluations"]
+        assert (before["step"], after["step"]) == (0, 2)
+        assert before["kl"]["mean"] == pytest.approx(0, abs=1e-5)
+        assert 0 <= after["positive"]["mean"] <= 1 and 0 < after["distinct2"]["mean"] <= 1
         assert len(row["samples"]) == 3
-    table = capsys.readouterr().out
-    assert table.count("\n| ") >= 1 + len(report["KL_COEFS"])
+    assert capsys.readouterr().out.count("\n| ") >= 2 * len(report["KL_COEFS"])
 
 
 def test_distinct_2_and_the_other_measures_by_hand(folder: Path) -> None:

@@ -53,29 +53,31 @@ def train(kl_coef: float, seed: int, more: list[str]) -> None:
 
 
 def over_seeds(kl_coef: float) -> dict[str, Any]:
-    """Mean and standard deviation over the seeds, before and after, and three samples of the first seed."""
-    runs = [figures(run_dir(kl_coef, seed)) for seed in SEEDS]
-    names = runs[0]["after"]
-    moments = {
-        when: {
-            n: {"mean": statistics.mean(v), "std": statistics.stdev(v)}
-            for n in names
-            for v in [[r[when][n] for r in runs]]
-        }
-        for when in ("before", "after")
-    }
-    return {"kl_coef": kl_coef, **moments, "seconds": [r["seconds"] for r in runs], "samples": runs[0]["samples"]}
-
-
-def figures(path: Path) -> dict[str, Any]:
-    files = sorted((path / "eval").glob("step-*.jsonl"))
-    before, after = ([json.loads(line) for line in file.read_text().splitlines()] for file in (files[0], files[-1]))
+    """Every evaluation of the runs with this coefficient, as mean and standard deviation over the seeds; three samples of
+    the first seed, before and after."""
+    runs = [evaluations(run_dir(kl_coef, seed)) for seed in SEEDS]
+    measured = []
+    for step in runs[0]:
+        over = [measure(run[step]) for run in runs]
+        columns = {name: [figures[name] for figures in over] for name in over[0]}
+        moments = {name: {"mean": statistics.mean(v), "std": statistics.stdev(v)} for name, v in columns.items()}
+        measured.append({"step": step} | moments)
+    before, *_, after = runs[0].values()
     samples = [
         {"prompt": a["prompt"], "before": b["completion"], "after": a["completion"]}
-        for b, a in zip(before, after, strict=True)
+        for b, a in zip(before[:3], after[:3], strict=True)
     ]
-    seconds = json.loads((path / "summary.json").read_text())["seconds"]
-    return {"before": measure(before), "after": measure(after), "samples": samples[:3], "seconds": seconds}
+    seconds = [json.loads((run_dir(kl_coef, seed) / "summary.json").read_text())["seconds"] for seed in SEEDS]
+    return {"kl_coef": kl_coef, "evaluations": measured, "seconds": seconds, "samples": samples}
+
+
+def evaluations(path: Path) -> dict[int, list[dict[str, Any]]]:
+    """Step -> the texts of that evaluation."""
+    files = sorted((path / "eval").glob("step-*.jsonl"))
+    return {
+        int(file.stem.removeprefix("step-")): [json.loads(line) for line in file.read_text().splitlines()]
+        for file in files
+    }
 
 
 def measure(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -91,15 +93,13 @@ def measure(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def table(report: dict[str, Any]) -> str:
+    """Markdown: one row per coefficient and evaluation."""
     names = ("score", "positive", "kl", "length", "distinct2")
-    lines = ["| kl_coef | " + " | ".join(names) + " | seconds |", "|---" * (len(names) + 2) + "|"]
-
-    def cells(moments: dict[str, Any]) -> str:
-        return " | ".join(f"{moments[n]['mean']:.3g} ± {moments[n]['std']:.2g}" for n in names)
-
-    lines.append(f"| before | {cells(report['kl_coefs'][0]['before'])} | |")
+    lines = ["| kl_coef | step | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
     for row in report["kl_coefs"]:
-        lines.append(f"| {row['kl_coef']:g} | {cells(row['after'])} | {statistics.median(row['seconds']):.0f} |")
+        for moments in row["evaluations"]:
+            cells = [f"{moments[name]['mean']:.3g} ± {moments[name]['std']:.2g}" for name in names]
+            lines.append("| " + " | ".join([f"{row['kl_coef']:g}", str(moments["step"]), *cells]) + " |")
     return "\n".join(lines)
 
 
