@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import learner, machine
+from benchmarks.figures import bar, finish
 from benchmarks.gpu_setup import FULL, TINY, Generate, Scale, new_policy, new_workers, ppo_config, random_prompts
-from benchmarks.harness import BenchmarkError, bar, main, show_bars, write_result
+from benchmarks.harness import BenchmarkError, main
 from benchmarks.peers.worker import versions
 from benchmarks.training import phases
 
@@ -124,25 +125,21 @@ def _measure(options: argparse.Namespace, scale: Scale, device: Any) -> None:
         bar("rollout: share of the bandwidth bound", [least / s for s in rolled["pellucid"]], BANDWIDTH_BOUND),
         bar("learner: share of the matrix-product rate", learner.shares(steps, rates), LEARNER_BOUND),
     ]
-    show_bars(bars)
-    if options.json or not options.tiny:
-        path = write_result(
-            "gpu",
-            cases={},
-            bars=bars,
-            machine=described,
-            path=options.json,
-            notes=NOTES,
-            versions={"pellucid": versions()},
-            workload={"prompts": scale.prompts, "prompt_tokens": scale.prompt_tokens, "new_tokens": scale.new_tokens},
-            model=scale.model,
-            rollout={"seconds": rolled, "generate_tried_seconds": tried, "bandwidth_bound_seconds": least},
-            rollout_tokens=sum(len(sample.response_ids) for sample in samples),
-            learner={"seconds": steps.seconds, "operations": steps.flops.step, "matrix_gflops_by_round": rates},
-            iterations=turns,
-            tables=[rollout_table(rolled, tried, least, tokens), phase_table(turns)],
-        )
-        print(f"written: {path}")
+    finish(
+        "gpu",
+        options,
+        bars,
+        machine=described,
+        notes=NOTES,
+        versions={"pellucid": versions()},
+        workload={"prompts": scale.prompts, "prompt_tokens": scale.prompt_tokens, "new_tokens": scale.new_tokens},
+        model=scale.model,
+        rollout={"seconds": rolled, "generate_tried_seconds": tried, "bandwidth_bound_seconds": least},
+        rollout_tokens=sum(len(sample.response_ids) for sample in samples),
+        learner={"seconds": steps.seconds, "operations": steps.flops.step, "matrix_gflops_by_round": rates},
+        iterations=turns,
+        tables=[rollout_table(rolled, tried, least, tokens), phase_table(turns)],
+    )
 
 
 # ---------------------------------------------------------------- the machine

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import machine, memory, shapes
-from benchmarks.harness import bar, main, show_bars, write_result
+from benchmarks.figures import bar, finish
+from benchmarks.harness import main
 from benchmarks.peers.worker import versions
 
 SHARE_BOUND, PACKING_BOUND = 0.50, 1.15
@@ -65,23 +66,19 @@ def command(arguments: list[str]) -> None:
     table = micro_batch_table(shape, works[DENSE], precision, options)
     seconds = {run.name: run.seconds for run in runs}
     bars = bars_of(runs, rates)
-    show_bars(bars)
-    if options.json or not options.tiny:
-        path = write_result(
-            "learner",
-            cases={},
-            bars=bars,
-            machine=described,
-            path=options.json,
-            notes=[*NOTES, f"Precision: {precision}."],
-            versions={"pellucid": versions()},
-            workload={name: {"sequences": len(w), "tokens": sum(map(sum, w))} for name, w in works.items()},
-            operations={run.name: run.flops.step for run in runs},
-            seconds=seconds,
-            matrix_gflops_by_round=rates,
-            tables=[step_table(runs, rates), table],
-        )
-        print(f"written: {path}")
+    finish(
+        "learner",
+        options,
+        bars,
+        machine=described,
+        notes=[*NOTES, f"Precision: {precision}."],
+        versions={"pellucid": versions()},
+        workload={name: {"sequences": len(w), "tokens": sum(map(sum, w))} for name, w in works.items()},
+        operations={run.name: run.flops.step for run in runs},
+        seconds=seconds,
+        matrix_gflops_by_round=rates,
+        tables=[step_table(runs, rates), table],
+    )
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -18,7 +18,8 @@ from typing import Any
 
 from benchmarks import machine, shapes
 from benchmarks.environments import python_of
-from benchmarks.harness import BenchmarkError, Contestant, Outcome, case, main, show_bars, write_result
+from benchmarks.figures import case, finish
+from benchmarks.harness import BenchmarkError, Contestant, Outcome, main
 
 SHAPE = shapes.Shape(
     "learning", vocab_size=64, hidden_size=64, num_layers=2, num_heads=2, intermediate_size=192, context=64
@@ -59,16 +60,12 @@ def command(arguments: list[str]) -> None:
     outcome = train_in_turn(_contestants(options, workload), workload)
     scores = {name: [run["scores"] for run in runs] for name, runs in outcome.runs.items()}
     bars = [learning_bar(scores)]
-    show_bars(bars)
-    if options.json or not options.tiny:
-        made = case(describe(workload), outcome)
-        for name, curves in scores.items():
-            made["contestants"][name]["final_scores"] = [round(final(curve), 4) for curve in curves]
-            made["contestants"][name]["scores"] = [[round(score, 4) for score in curve] for curve in curves]
-        kept = {"notes": NOTES, "hyperparameters": ALGO, "tables": [curve_table(scores)]}
-        cases = {"even tokens": made}
-        path = write_result("learning", cases=cases, bars=bars, machine=described, path=options.json, **kept)
-        print(f"written: {path}")
+    made = case(describe(workload), outcome)
+    for name, curves in scores.items():
+        made["contestants"][name]["final_scores"] = [round(final(curve), 4) for curve in curves]
+        made["contestants"][name]["scores"] = [[round(score, 4) for score in curve] for curve in curves]
+    kept = {"notes": NOTES, "hyperparameters": ALGO, "tables": [curve_table(scores)]}
+    finish("learning", options, bars, cases={"even tokens": made}, machine=described, **kept)
 
 
 def train_in_turn(contestants: list[Contestant], workload: dict[str, Any]) -> Outcome:

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import machine, shapes
-from benchmarks.harness import PEERS, BenchmarkError, bar, main, show_bars, write_result
+from benchmarks.figures import bar, finish
+from benchmarks.harness import PEERS, BenchmarkError, main
 from benchmarks.peers.worker import die_with_parent, versions
 
 CACHE_BOUND, LOGITS_BOUND = 0.05, 1.0
@@ -85,20 +86,16 @@ def command(arguments: list[str]) -> None:
         cache_table(cached["caches"]),
     ]
     bars = [cache_bar(cached["caches"]), logits_bar(vocabulary)]
-    show_bars(bars)
-    if options.json or not options.tiny:
-        path = write_result(
-            "memory",
-            cases={},
-            bars=bars,
-            machine=described,
-            path=options.json,
-            notes=NOTES,
-            versions={"pellucid": versions()},
-            measured=[{"case": case.words(), **figures} for case, figures in zip(cases, [*found, cached], strict=True)],
-            tables=tables,
-        )
-        print(f"written: {path}")
+    finish(
+        "memory",
+        options,
+        bars,
+        machine=described,
+        notes=NOTES,
+        versions={"pellucid": versions()},
+        measured=[{"case": case.words(), **figures} for case, figures in zip(cases, [*found, cached], strict=True)],
+        tables=tables,
+    )
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

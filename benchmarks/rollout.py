@@ -12,24 +12,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, shapes
 from benchmarks.environments import preloads, python_of
-from benchmarks.harness import (
-    BenchmarkError,
-    Contestant,
-    Outcome,
-    alternate,
-    case,
-    main,
-    show_bars,
-    speedup_bar,
-    write_result,
-)
+from benchmarks.figures import case, finish, names, speedup_bar
+from benchmarks.harness import BenchmarkError, Contestant, Outcome, alternate, main
 
 CASES = ("dense", "ragged")
 PELLUCID, GENERATE, CONTINUOUS, VLLM = "pellucid", "generate", "continuous batching", "vllm"
@@ -60,23 +50,10 @@ def command(arguments: list[str]) -> None:
                 shapes.check_tokens(workload, contestant, run["tokens"])
         cases[name] = case(shapes.describe(workload), outcome)
         bars += _bars(name, outcome, options.contestants)
-    show_bars(bars)
-    if options.json or not options.tiny:
-        written = write_result("rollout", cases=cases, bars=bars, machine=described, path=options.json, notes=NOTES)
-        print(f"written: {written}")
+    finish("rollout", options, bars, cases=cases, machine=described, notes=NOTES)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    def names(allowed: tuple[str, ...]) -> Callable[[str], list[str]]:
-        def parse(text: str) -> list[str]:
-            chosen = text.split(",")
-            unknown = [name for name in chosen if name not in allowed]
-            if unknown:
-                raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(allowed)}")
-            return chosen
-
-        return parse
-
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rollout", description=(__doc__ or "").splitlines()[0])
     systems = tuple(SYSTEMS)
     parser.add_argument("--rounds", type=int, default=None, help="measured runs of each (default 5; with --tiny 1)")

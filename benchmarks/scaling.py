@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, shapes
-from benchmarks.harness import bar, main, show_bars, write_result
+from benchmarks.figures import bar, finish
+from benchmarks.harness import main
 from benchmarks.learner import Flops, Lengths, actor_of, count_flops, with_old
 from benchmarks.peers.worker import versions
 from benchmarks.training import names
@@ -60,21 +61,17 @@ def command(arguments: list[str]) -> None:
         for axis in fits
         for kind in KINDS
     ]
-    show_bars(bars)
-    if options.json or not options.tiny:
-        path = write_result(
-            "scaling",
-            cases={},
-            bars=bars,
-            machine=described,
-            path=options.json,
-            notes=NOTES,
-            versions={"pellucid": versions()},
-            measured={axis: [point.as_dict() for point in points] for axis, points in measured.items()},
-            exponents=fits,
-            tables=[table(axis, points, fits[axis]) for axis, points in measured.items()],
-        )
-        print(f"written: {path}")
+    finish(
+        "scaling",
+        options,
+        bars,
+        machine=described,
+        notes=NOTES,
+        versions={"pellucid": versions()},
+        measured={axis: [point.as_dict() for point in points] for axis, points in measured.items()},
+        exponents=fits,
+        tables=[table(axis, points, fits[axis]) for axis, points in measured.items()],
+    )
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -12,17 +12,8 @@ from typing import Any
 
 from benchmarks import machine, shapes
 from benchmarks.environments import python_of
-from benchmarks.harness import (
-    BenchmarkError,
-    Contestant,
-    Outcome,
-    alternate,
-    bar,
-    case,
-    show_bars,
-    speedup_bar,
-    write_result,
-)
+from benchmarks.figures import bar, case, finish, names, speedup_bar
+from benchmarks.harness import BenchmarkError, Contestant, Outcome, alternate
 
 CASES = ("dense", "ragged")
 PELLUCID = "pellucid"
@@ -62,11 +53,8 @@ class TrainingBenchmark:
             cases[name] = case(shapes.describe(workload), outcome)
             cases[name]["contestants"][PELLUCID]["phases"] = phases(outcome.runs[PELLUCID])
             bars += self.bars(name, outcome)
-        show_bars(bars)
-        if options.json or not options.tiny:
-            kept = {"notes": self.notes, "hyperparameters": self.algo, "tables": [phase_table(cases)]}
-            path = write_result(self.name, cases=cases, bars=bars, machine=described, path=options.json, **kept)
-            print(f"written: {path}")
+        kept = {"notes": self.notes, "hyperparameters": self.algo, "tables": [phase_table(cases)]}
+        finish(self.name, options, bars, cases=cases, machine=described, **kept)
 
     def bars(self, name: str, outcome: Outcome) -> list[dict[str, Any]]:
         """The bars of one case."""
@@ -143,19 +131,6 @@ class TrainingBenchmark:
         if options.tiny and self.peer in options.contestants:
             raise BenchmarkError(f"--tiny builds no environments, so it has {PELLUCID} only")
         return options
-
-
-def names(allowed: tuple[str, ...]) -> Callable[[str], list[str]]:
-    """A parser of comma-separated names."""
-
-    def parse(text: str) -> list[str]:
-        chosen = text.split(",")
-        unknown = [name for name in chosen if name not in allowed]
-        if unknown:
-            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(allowed)}")
-        return chosen
-
-    return parse
 
 
 def phases(runs: list[dict[str, Any]]) -> dict[str, float]:

@@ -379,7 +379,7 @@ def test_a_tracker_is_spoken_to_as_wandb_is(tmp_path: Path, monkeypatch: pytest.
         log=lambda metrics, step: heard.append((step, metrics)),
         finish=lambda: heard.append("finish"),
     )
-    monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "wandb", fake)
     metrics = Metrics(tmp_path, ("wandb",))
     metrics.log(1, {"a": 1.0})
     metrics.close()

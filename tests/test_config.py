@@ -211,7 +211,7 @@ def test_a_contradiction_is_named(model: type[Section], tree: dict[str, Any], me
 
 def test_a_config_is_not_edited_after_parsing() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        validate(PPOConfig, PPO, "x").total_steps = 3  # type: ignore[misc]
+        validate(PPOConfig, PPO, "x").total_steps = 3
 
 
 @pytest.mark.parametrize(

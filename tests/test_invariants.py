@@ -141,7 +141,7 @@ def critic(micro_batch_size: int, **algo) -> CriticWorker:
 
 def gradients(worker: ActorWorker | CriticWorker, batch: Batch) -> list[Tensor]:
     """What one optimizer step would see. Fresh tensors, never None."""
-    worker.learner.step = dict  # type: ignore[method-assign]
+    worker.learner.step = dict
     if isinstance(worker, ActorWorker):
         worker._minibatch(batch, 0.2, None)
     else:
@@ -188,7 +188,7 @@ def test_splitting_into_ranks_changes_no_gradient(algo):
     ranks = []
     for rows in (torch.tensor([0, 3]), torch.tensor([1, 2, 4, 5])):
         worker = actor(2, **algo)
-        worker._denominator = lambda mask: whole._denominator(batch.action_mask)  # type: ignore[method-assign]
+        worker._denominator = lambda mask: whole._denominator(batch.action_mask)
         ranks.append(gradients(worker, batch.select(rows)))
     assert_same([a + b for a, b in zip(*ranks, strict=True)], expected)
 
@@ -205,9 +205,9 @@ def test_splitting_into_micro_batches_changes_no_gradient_of_the_critic(algo):
 def test_splitting_into_micro_batches_changes_no_metric(micro_batch_size):
     whole = actor(6)
     batch = training_batch(whole)
-    whole.learner.step = dict  # type: ignore[method-assign]
+    whole.learner.step = dict
     split = actor(micro_batch_size)
-    split.learner.step = dict  # type: ignore[method-assign]
+    split.learner.step = dict
     expected, worst = whole._minibatch(batch, 0.2, None)
     ours, our_worst = split._minibatch(batch, 0.2, None)
     assert ours == pytest.approx(expected, abs=1e-5) and our_worst == pytest.approx(worst, abs=1e-5)

@@ -200,7 +200,7 @@ def shrink_quickstart() -> None:
         }
         return tuple(_with(stage, small) for stage in whole(config))
 
-    quickstart.stage_configs = tiny  # type: ignore[assignment]
+    quickstart.stage_configs = tiny
 
 
 def _with(config: Any, changes: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -109,3 +110,16 @@ def tiny_gemma2(seed: int = 0, **overrides: Any) -> PreTrainedModel:
     )
     fields = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0, **fields}
     return _build(Gemma2ForCausalLM, Gemma2Config(**fields), seed)
+
+
+ARCHITECTURES: dict[str, Callable[..., PreTrainedModel]] = {
+    "llama": tiny_llama,
+    "llama_gqa": tiny_llama_gqa,
+    "qwen2": tiny_qwen2,
+    "qwen3": tiny_qwen3,
+    "gpt2": tiny_gpt2,
+    "mistral": tiny_mistral,
+    "gemma": tiny_gemma,
+    "gemma2": tiny_gemma2,
+}
+"""Every architecture that is tested throughout: packed passes, sampling, log-probs."""

@@ -54,7 +54,7 @@ def sample(
         input_ids=prompt_ids + response_ids,
         action_mask=[False] * len(prompt_ids) + actions,
         rollout_logprobs=[0.0] * len(prompt_ids) + [-1.0 if a else 0.0 for a in actions],
-        stop_reason=stop_reason,  # type: ignore[arg-type]
+        stop_reason=stop_reason,
         policy_version=0,
     )
 

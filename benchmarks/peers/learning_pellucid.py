@@ -5,13 +5,9 @@ options: algo. The workload's seeds: see `learning_trl.py`.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from learning_task import even_share
+from learning_task import State, even_share, prepare
 from ppo_pellucid import iteration, make_state, to_prompts
 from worker import serve
 
@@ -25,22 +21,8 @@ class EvenShare:
         return [Score(even_share(s.response_ids), self.name) for s in samples]
 
 
-@dataclass
-class State:
-    spec: dict[str, Any]
-    workload: dict[str, Any]
-    seeds: Iterator[dict[str, Any]]
-
-
-def prepare(spec: dict[str, Any]) -> State:
-    workload = json.loads(Path(spec["workload"]).read_text())
-    return State(spec, workload, iter(workload["seeds"]))
-
-
 def measure(state: State) -> dict[str, Any]:
-    task = next(state.seeds)
-    options = {**state.spec["options"], "critic": task["critic"]}
-    spec = {**state.spec, "model": task["actor"], "options": options}
+    spec, task = state.next_task()
     learner = make_state(spec, {**state.workload, "prompts": task["batches"][0]}, EvenShare(), task["seed"])
     runs = [iteration(learner, to_prompts(prompts)) for prompts in task["batches"]]
     return {

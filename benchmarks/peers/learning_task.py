@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -32,3 +36,26 @@ def even_module(prompt_length: int) -> Any:
             self.model, self.score = Backbone(), nn.Identity()
 
     return EvenShare()
+
+
+@dataclass
+class State:
+    """A contestant on the task: each run takes the next seed."""
+
+    spec: dict[str, Any]
+    workload: dict[str, Any]
+    seeds: Iterator[dict[str, Any]]
+
+    def next_task(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(the spec of this seed's models, {"seed", "actor", "critic", "batches"}); batches: prompts of each iteration."""
+        task = next(self.seeds)
+        options = {**self.spec["options"], "critic": task["critic"]}
+        return {**self.spec, "model": task["actor"], "options": options}, task
+
+
+def prepare(spec: dict[str, Any]) -> State:
+    import torch
+
+    torch.set_num_threads(spec["threads"])
+    workload = json.loads(Path(spec["workload"]).read_text())
+    return State(spec, workload, iter(workload["seeds"]))

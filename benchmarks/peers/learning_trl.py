@@ -6,37 +6,16 @@ of each iteration. options: algo, micro_batch_size, rollout_batch_size: see `ppo
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from learning_task import even_module
+from learning_task import State, even_module, prepare
 from ppo_trl import make_state
 from worker import serve
 
 
-@dataclass
-class State:
-    spec: dict[str, Any]
-    workload: dict[str, Any]
-    seeds: Iterator[dict[str, Any]]
-
-
-def prepare(spec: dict[str, Any]) -> State:
-    import torch
-
-    torch.set_num_threads(spec["threads"])
-    workload = json.loads(Path(spec["workload"]).read_text())
-    return State(spec, workload, iter(workload["seeds"]))
-
-
 def measure(state: State) -> dict[str, Any]:
-    task = next(state.seeds)
-    options = {**state.spec["options"], "critic": task["critic"]}
-    spec = {**state.spec, "model": task["actor"], "options": options}
+    spec, task = state.next_task()
     reward = even_module(prompt_length=len(task["batches"][0][0]))
     trainer = make_state(spec, state.workload, task["batches"], reward, task["seed"])
     start = time.perf_counter()

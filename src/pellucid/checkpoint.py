@@ -114,7 +114,7 @@ class RunDirectory:
         Raises CheckpointError when it holds a run and resume is False, when it holds a run of another config, or when
         it cannot be written.
         """
-        run = config.run  # type: ignore[attr-defined]
+        run = config.run
         path = Path(run.dir)
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,8 @@ import torch
 
 from pellucid import __version__
 from pellucid.data.sources import hub_offline, hub_reachable
-from pellucid.models import new_causal_lm, resolve_device, resolve_precision
-from pellucid.rollout import EmbeddedEngine, native
+from pellucid.models import native, new_causal_lm, resolve_device, resolve_precision
+from pellucid.rollout import EmbeddedEngine
 from pellucid.rollout.embedded_checks import available_bytes
 from pellucid.stages.checks import check_parity, parity_gap
 from pellucid.types import Prompt, SamplingParams, collate

@@ -12,7 +12,8 @@ import time
 import pytest
 
 from benchmarks import harness
-from benchmarks.harness import ContestantError, alternate, at_its_best, bar, case, speedup_bar, speedups, summary
+from benchmarks.figures import bar, case, speedup_bar, speedups, summary, write_result
+from benchmarks.harness import ContestantError, alternate, at_its_best
 
 SPEC = {"model": "none", "precision": "float32", "threads": 1, "workload": "none", "options": {}}
 
@@ -253,7 +254,7 @@ def test_bars(values, bound, at_least, value, holds):
 
 def test_results_are_written_whole(tmp_path, contestant):
     outcome = alternate([contestant("pellucid"), contestant("peer")], 2, say=quiet)
-    path = harness.write_result(
+    path = write_result(
         "sample",
         cases={"dense": case({"prompts": 3}, outcome)},
         bars=[speedup_bar("equal", outcome, "peer", 1.0)],

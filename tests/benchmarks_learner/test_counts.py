@@ -123,7 +123,7 @@ def test_what_is_demanded_is_linear_but_for_length():
 
 @pytest.mark.parametrize("growth, holds", [(2.0, True), (2.1, True), (2.3, False)])
 def test_the_bar_of_an_exponent(growth, holds):
-    from benchmarks.harness import bar
+    from benchmarks.figures import bar
     from benchmarks.scaling import bound_of, fit
 
     fitted = fit("batch", measured([1.0, growth, growth**2]))["rollout"]

@@ -116,7 +116,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         return Found([{"prompt": "a"}, {"prompt": "b"}])
 
     module = ModuleType("datasets")
-    module.load_dataset = load_dataset  # type: ignore[attr-defined]
+    module.load_dataset = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", module)
     monkeypatch.setattr("pellucid.data.sources.hub_reachable", lambda: True)
     return calls

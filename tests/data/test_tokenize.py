@@ -157,7 +157,7 @@ def test_too_long_examples(plain: Any) -> None:
     with pytest.raises(DataError, match=r"none of 1 rows is left \(1 skipped too long\)"):
         supervised_examples(rows[1:], plain, 8, "skip")
     with pytest.raises(DataError, match='too_long is "cut"'):
-        supervised_examples(rows, plain, 8, "cut")  # type: ignore[arg-type]
+        supervised_examples(rows, plain, 8, "cut")
 
 
 def test_empty_texts_are_counted(plain: Any) -> None:

@@ -7,17 +7,7 @@ import json
 
 import pytest
 import torch
-from tiny_models import (
-    VOCAB_SIZE,
-    tiny_gemma,
-    tiny_gemma2,
-    tiny_gpt2,
-    tiny_llama,
-    tiny_llama_gqa,
-    tiny_mistral,
-    tiny_qwen2,
-    tiny_qwen3,
-)
+from tiny_models import ARCHITECTURES, VOCAB_SIZE, tiny_gemma2, tiny_llama, tiny_llama_gqa
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -25,18 +15,8 @@ from pellucid.errors import DataError
 from pellucid.models import CausalLM, Packed, Serving, adopt, enable_gradient_checkpointing, forward
 from pellucid.models import attention as module
 
-MODELS = {
-    "llama": tiny_llama,
-    "llama_gqa": tiny_llama_gqa,
-    "qwen2": tiny_qwen2,
-    "qwen3": tiny_qwen3,
-    "gpt2": tiny_gpt2,
-    "mistral": tiny_mistral,
-    "gemma": tiny_gemma,
-    "gemma2": tiny_gemma2,
-}
 LENGTHS = {"one": (9,), "equal": (7, 7, 7), "all different": (5, 1, 12, 8), "runs": (4, 4, 9, 9, 9, 1, 4)}
-every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+every_model = pytest.mark.parametrize("make", ARCHITECTURES.values(), ids=ARCHITECTURES)
 
 
 @pytest.fixture(autouse=True)

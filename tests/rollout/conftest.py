@@ -6,31 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from tiny_models import (
-    VOCAB_SIZE,
-    tiny_gemma,
-    tiny_gemma2,
-    tiny_gpt2,
-    tiny_llama,
-    tiny_llama_gqa,
-    tiny_mistral,
-    tiny_qwen2,
-    tiny_qwen3,
-)
+from tiny_models import ARCHITECTURES, VOCAB_SIZE, tiny_llama_gqa
 from transformers import PreTrainedModel
 
 from pellucid.types import Prompt
-
-MODELS = {
-    "llama": tiny_llama,
-    "llama_gqa": tiny_llama_gqa,
-    "qwen2": tiny_qwen2,
-    "qwen3": tiny_qwen3,
-    "gpt2": tiny_gpt2,
-    "mistral": tiny_mistral,
-    "gemma": tiny_gemma,
-    "gemma2": tiny_gemma2,
-}
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -42,10 +21,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=ARCHITECTURES)
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     """Each architecture in turn."""
-    return MODELS[request.param]()
+    return ARCHITECTURES[request.param]()
 
 
 @pytest.fixture

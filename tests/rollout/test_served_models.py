@@ -102,12 +102,15 @@ def test_a_sample_alone_or_among_64(ragged_prompts, path):
             assert alone.rollout_logprobs == together[index].rollout_logprobs
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("path", "precision"),
+    [
+        pytest.param(NativeLlamaModel, "float32", marks=needs_kernels),
+        *[(path, precision) for path in (LlamaModel, TransformersModel) for precision in ("float32", "bfloat16")],
+    ],
+)
 @pytest.mark.parametrize("make", [tiny_llama_gqa, tiny_qwen2, tiny_qwen3])
 def test_weights_changed_in_place_are_used_by_the_next_rollout(ragged_prompts, make, path, precision):
-    if path is NativeLlamaModel and precision == "bfloat16":
-        pytest.skip("the kernels are float32 alone")
     model, prompts = make(), ragged_prompts(4)
     engine = engine_over(path, model, precision)
     before = engine.generate(prompts, GREEDY)

@@ -62,7 +62,7 @@ class Learner:
         tensor with a gradient to speak of did not move.
         """
         weights = [p for _, p in self._named if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in weights])  # type: ignore[misc]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in weights])
         grad_norm = norm.item()
         if not math.isfinite(grad_norm):
             culprit = next(

@@ -1,6 +1,7 @@
 """The models: how they are loaded, wrapped, and read without padding and without logits."""
 
 from pellucid.models.attention import Layout, Packed, Serving, adopt, forward, serving_attention
+from pellucid.models.fused import is_llama_like
 from pellucid.models.head import token_logprobs
 from pellucid.models.loading import load_causal_lm, load_scalar_model, new_causal_lm, quiet_transformers
 from pellucid.models.precision import Precision, autocast, resolve_device, resolve_precision
@@ -17,6 +18,7 @@ __all__ = [
     "autocast",
     "enable_gradient_checkpointing",
     "forward",
+    "is_llama_like",
     "load_causal_lm",
     "load_scalar_model",
     "new_causal_lm",

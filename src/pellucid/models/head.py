@@ -5,8 +5,13 @@ Logits of shape (B,T,V) never exist. Everything is accumulated in float32.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from pellucid.models.native import ops
+from pellucid.models.weights import Weight
 
 CHUNK_ELEMENTS = 1 << 21
 """Logits alive at once in the LM head: 8 MiB in float32, whatever the number of tokens."""
@@ -22,19 +27,63 @@ def token_logprobs(
     temperature: float,
     softcap: float | None = None,
     entropy: bool = False,
+    packed: Weight | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """log softmax(head(hidden) / temperature)[target], and the entropy of that distribution if asked.
 
-    hidden: (N,H). weight: (V,H). targets: (N,). Returns (N,) float32 in nats. Only CHUNK_ELEMENTS logits exist at any
-    time, in either direction; gradients of the weight accumulate in float32.
+    hidden: (N,H). weight: (V,H). targets: (N,). packed: the weight for the kernels in C, which do it if there is neither
+    bias nor softcap. Returns (N,) float32 in nats. Only CHUNK_ELEMENTS logits exist at any time, in either direction;
+    gradients of the weight accumulate in float32.
     """
-    logprobs, entropies = _ChunkedHead.apply(hidden, weight, bias, targets, temperature, softcap, entropy)  # type: ignore[misc]
+    if packed is not None and bias is None and softcap is None:
+        logprobs, entropies = _NativeHead.apply(hidden.float(), weight, packed, targets, temperature, entropy)
+    else:
+        logprobs, entropies = _ChunkedHead.apply(hidden, weight, bias, targets, temperature, softcap, entropy)
     return logprobs, entropies if entropy else None
+
+
+class _NativeHead(torch.autograd.Function):
+    """The same over kernels: logits stay float32, whatever the two sides of their product are rounded to."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, packed: Weight, targets: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        rows = _chunks(len(hidden), len(weight))
+        parts = [
+            ops.head(
+                ops.product(ops.rounded(hidden[part], packed.dtype), packed.packed()), temperature, targets[part], entropy
+            )
+            for part in rows
+        ]
+        columns = zip(*parts, strict=True) if parts else ([hidden[:, 0]], [hidden[:, 0]], [hidden[:, 0]])
+        log_norms, logprobs, entropies = (None if x[0] is None else torch.cat(x) for x in map(tuple, columns))
+        ctx.save_for_backward(hidden, weight, targets, log_norms, entropies)
+        ctx.packed, ctx.temperature = packed, temperature
+        ctx.set_materialize_grads(False)
+        return logprobs, entropies if entropies is not None else torch.zeros_like(logprobs)
+
+    @staticmethod
+    def backward(ctx: Any, dlogprobs: Tensor | None, dentropies: Tensor | None) -> Any:
+        hidden, weight, targets, log_norms, entropies = ctx.saved_tensors
+        dlogprobs = torch.zeros_like(log_norms) if dlogprobs is None else dlogprobs.contiguous()
+        dentropies = None if dentropies is None or entropies is None else dentropies.contiguous()
+        dhidden, dweight, dtype = torch.empty_like(hidden), torch.zeros_like(weight), ctx.packed.dtype
+        for part in _chunks(len(hidden), len(weight)):
+            x = ops.rounded(hidden[part], dtype)
+            dlogits = ops.head_backward(
+                ops.product(x, ctx.packed.packed()), ctx.temperature, targets[part], log_norms[part],
+                None if dentropies is None else entropies[part], dlogprobs[part],
+                None if dentropies is None else dentropies[part], dtype,
+            )  # fmt: skip
+            ops.product(dlogits, ctx.packed.packed(transposed=True), out=dhidden[part])
+            ops.weight_gradient(dlogits, x, onto=dweight)
+        return dhidden, dweight, None, None, None, None
 
 
 class _ChunkedHead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, temperature, softcap, with_entropy):  # type: ignore[override]
+    def forward(ctx, hidden, weight, bias, targets, temperature, softcap, with_entropy):
         logprobs = torch.empty(len(hidden), device=hidden.device, dtype=_wide(hidden))
         log_norm, entropy = torch.empty_like(logprobs), torch.zeros_like(logprobs)
         for rows in _chunks(len(hidden), weight.shape[0]):
@@ -50,7 +99,7 @@ class _ChunkedHead(torch.autograd.Function):
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx, grad_logprobs, grad_entropy):  # type: ignore[override]
+    def backward(ctx, grad_logprobs, grad_entropy):
         hidden, weight, bias, targets, log_norm, entropy = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=_wide(weight))

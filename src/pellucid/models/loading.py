@@ -86,7 +86,7 @@ def new_causal_lm(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         hf = LlamaForCausalLM(config)
-    return CausalLM(hf.to(device), precision, packing)  # type: ignore[arg-type]
+    return CausalLM(hf.to(device), precision, packing)
 
 
 def _from_pretrained(auto: Any, path: str, **kwargs: Any) -> tuple[Any, set[str], set[str]]:

@@ -27,7 +27,7 @@ def resolve_device(device: str) -> str:
 def resolve_precision(precision: str, device: str) -> Precision:
     """auto: bfloat16 where the hardware is faster at it (CUDA from Ampere on, CPUs with AVX512-BF16 or AMX)."""
     if precision != "auto":
-        return precision  # type: ignore[return-value]
+        return precision
     fast = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bfloat16()
     return "bfloat16" if fast else "float32"
 

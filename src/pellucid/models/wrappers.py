@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from pellucid.errors import DataError, IntegrityError
 from pellucid.models.attention import Packed, adopt, forward
+from pellucid.models.fused import FusedDecoder, fuse
 from pellucid.models.head import token_logprobs
 from pellucid.models.precision import Precision, autocast
+from pellucid.models.weights import Weight, kernel_dtype
 
 
 class CausalLM:
@@ -31,6 +33,9 @@ class CausalLM:
         _no_dropout(hf)
         if packing:
             adopt(hf)
+        self._fused = fuse(hf, precision) if packing else None
+        dtype = kernel_dtype(self.device, precision, self.head.weight)
+        self._packed_head = None if dtype is None else Weight(dtype, self.head.weight)
         self._check_head()
 
     @property
@@ -52,7 +57,7 @@ class CausalLM:
         """
         mask = _with_predecessor(mask, attention_mask)
         with autocast(self.device, self.precision):
-            hidden = _hidden_states(self.hf.base_model, input_ids, attention_mask, self.packing)
+            hidden = _hidden_states(self, input_ids, attention_mask)
         before = _flat_index(attention_mask)[mask] - 1
         logprobs, entropies = token_logprobs(
             hidden[before],
@@ -62,6 +67,7 @@ class CausalLM:
             temperature,
             self.softcap,
             entropy,
+            self._packed_head,
         )
         return _scatter(logprobs, mask), None if entropies is None else _scatter(entropies, mask)
 
@@ -96,6 +102,7 @@ class ScalarModel:
         _no_dropout(hf)
         if packing:
             adopt(hf)
+        self._fused = fuse(hf, precision) if packing else None
 
     @property
     def device(self) -> torch.device:
@@ -115,24 +122,26 @@ class ScalarModel:
         """Value of the state before each token under mask: (B,T) float32, 0 elsewhere. In reward units."""
         mask = _with_predecessor(mask, attention_mask)
         with autocast(self.device, self.precision):
-            hidden = _hidden_states(self.hf.base_model, input_ids, attention_mask, self.packing)
+            hidden = _hidden_states(self, input_ids, attention_mask)
         return _scatter(self._head(hidden[_flat_index(attention_mask)[mask] - 1]), mask)
 
     def scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Score of each whole sequence, (B,) float32, read at its last attended token (by mask, never by token id)."""
         with autocast(self.device, self.precision):
-            hidden = _hidden_states(self.hf.base_model, input_ids, attention_mask, self.packing)
+            hidden = _hidden_states(self, input_ids, attention_mask)
         last = _flat_index(attention_mask)[torch.arange(len(input_ids)), _last_column(attention_mask)]
         return self._head(hidden[last])
 
 
-def _hidden_states(base: Any, input_ids: Tensor, attention_mask: Tensor, packing: bool) -> Tensor:
+def _hidden_states(model: CausalLM | ScalarModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Last hidden states of the real tokens, row by row: (N,H), N = attention_mask.sum()."""
-    positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
-    if packing:
-        layout = Packed(tuple(attention_mask.sum(1).tolist()))
-        ids, places = input_ids[attention_mask][None], positions[attention_mask][None]
-        return forward(base, ids, places, layout, use_cache=False).last_hidden_state[0]
+    positions, base = (attention_mask.cumsum(1) - 1).clamp_min(0), model.hf.base_model
+    if model.packing:
+        lengths = tuple(attention_mask.sum(1).tolist())
+        ids, places = input_ids[attention_mask], positions[attention_mask]
+        if model._fused is not None:
+            return model._fused(ids, places, lengths)
+        return forward(base, ids[None], places[None], Packed(lengths), use_cache=False).last_hidden_state[0]
     out = base(input_ids=input_ids, position_ids=positions, attention_mask=attention_mask.long(), use_cache=False)
     return out.last_hidden_state[attention_mask]
 

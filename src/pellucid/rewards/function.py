@@ -113,7 +113,7 @@ def _accepted_columns(function: Callable[..., Any], name: str) -> set[str] | Non
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # some builtins show none
-        parameters = {}  # type: ignore[assignment]
+        parameters = {}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if not takes_any and not {"prompts", "completions"} <= parameters.keys():
         raise RewardError(

@@ -26,6 +26,7 @@ from pellucid.errors import CheckpointError, ConfigError
 from pellucid.models import Packed, Precision, Serving
 from pellucid.rollout.embedded_cache import KeysValues, SlotCache
 from pellucid.rollout.embedded_checks import check_architecture, check_memory, check_prompts
+from pellucid.rollout.embedded_graphs import GraphedModel
 from pellucid.rollout.embedded_models import ServedModel, measure_layers, serve
 from pellucid.rollout.engine import Progress, check_request
 from pellucid.rollout.sampling import sample_tokens
@@ -104,18 +105,40 @@ class EmbeddedEngine(SharedWeights):
             return []
         length = check_prompts(prompts, params, self.model, self.max_length)
         num_slots = min(self.num_slots, len(prompts) * params.samples_per_prompt)
-        check_memory(self._layers, num_slots, length, self.model.device)
         with serving(self.model):
-            self._served.refresh(length)
-            cache = SlotCache(self._layers, num_slots, length, self.model.device, cleared=not self._served.any_rows)
-            run = _Run(self._served, cache, Slots(prompts, params, num_slots, self.model.device), self.version)
-            finished: list[Sample] = []
-            while len(finished) < run.slots.total:
-                done = run.step()
-                finished += done
-                if done and progress is not None:
-                    progress(len(finished), run.slots.total)
+            cache = self._cache(num_slots, length)
+            self._served.refresh(cache.length)
+            try:
+                finished = self._run(prompts, params, num_slots, cache, progress)
+            finally:
+                self._served.release()
         return sorted(finished, key=lambda sample: (sample.group_id, sample.sample_index))
+
+    @property
+    def graphs(self) -> str | None:
+        """For people: what has come of CUDA graphs so far. None where the model is not on a GPU."""
+        return self._served.status if isinstance(self._served, GraphedModel) else None
+
+    def _cache(self, num_slots: int, length: int) -> SlotCache:
+        """For so many slots and tokens, or more where graphs keep one."""
+        layers, device = self._layers, self.model.device
+        if isinstance(self._served, GraphedModel):
+            return self._served.cache(layers, num_slots, length, device)
+        check_memory(layers, num_slots, length, device)
+        return SlotCache(layers, num_slots, length, device, cleared=not self._served.any_rows)
+
+    def _run(
+        self, prompts: list[Prompt], params: SamplingParams, num_slots: int, cache: SlotCache, progress: Progress | None
+    ) -> list[Sample]:
+        """The samples, as they finish."""
+        run = _Run(self._served, cache, Slots(prompts, params, num_slots, self.model.device), self.version)
+        finished: list[Sample] = []
+        while len(finished) < run.slots.total:
+            done = run.step()
+            finished += done
+            if done and progress is not None:
+                progress(len(finished), run.slots.total)
+        return finished
 
 
 class _Kept(NamedTuple):

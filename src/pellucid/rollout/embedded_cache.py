@@ -1,6 +1,6 @@
 """The slot KV cache: preallocated keys and values, one row per sequence in flight, each of its own length.
 
-It is passed to a transformers model as past_key_values, or used directly by our own forward (embedded_llama.py). Nothing is
+It is passed to a transformers model as its cache, or used directly by our own forward (embedded_llama.py). Nothing is
 copied in a step: attention reads views of the active rows up to the longest length, and hides what a row has not reached.
 """
 
@@ -90,9 +90,16 @@ class SlotCache(Cache):
         self, layers: list[LayerShape], num_slots: int, length: int, device: torch.device, cleared: bool = True
     ) -> None:
         """cleared: zeros, for attention that multiplies hidden columns by 0, which does not rid it of a NaN."""
+        self.num_slots, self.length = num_slots, length
         nowhere = torch.zeros(0, dtype=torch.int64, device=device)
         self.aim = Aim(nowhere, nowhere)
         super().__init__(layers=[SlotLayer(shape, num_slots, length, device, self.aim, cleared) for shape in layers])
+
+    def clear(self) -> None:
+        """As if it were new, and cleared."""
+        for layer in self.layers:
+            layer.keys.zero_()
+            layer.values.zero_()
 
     def views(self, n: int, length: int) -> Callable[[int], tuple[Tensor, Tensor]]:
         """layer -> the first `length` keys and values of the first n rows, (n, kv_heads, length, dim), not copied."""

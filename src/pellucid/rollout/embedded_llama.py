@@ -17,19 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pellucid.models import Precision, Serving, adopt, forward, serving_attention
+from pellucid.models import Precision, Serving, adopt, forward, is_llama_like, serving_attention
 from pellucid.models.attention import Probe
 from pellucid.rollout.embedded_cache import SlotCache
 from pellucid.rollout.embedded_models import serving_dtype
-
-PARTS = {
-    "": {"embed_tokens", "layers", "norm", "rotary_emb"},
-    "layers.0": {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
-    "layers.0.mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
-    "layers.0.self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
-}
-"""The submodules of each part of a model that is served; an attention may also have the norms q_norm and k_norm."""
-
 
 class Linear(Protocol):
     """x (N, in) -> (N, out)."""
@@ -60,7 +51,7 @@ class Layer(NamedTuple):
 
 
 class LlamaModel:
-    """A ServedModel. Its weights are copies, made anew before every rollout; x stays float32, products are in `precision`."""
+    """A ServedModel. Its weights are copies, taken anew before every rollout; x stays float32, products are in `precision`."""
 
     any_rows = False
 
@@ -77,37 +68,39 @@ class LlamaModel:
         token, probe = torch.zeros((1, 1), dtype=torch.int64, device=model.device), Probe((1,))
         forward(self._base, token, token, probe, use_cache=False)
         self._windows = probe.windows
-        self.refresh(1)
+        self._parts: dict[str, Any] = {}
 
     @staticmethod
     def serves(model: PreTrainedModel) -> bool:
-        """Whether the model is made of the parts that are written out here."""
-        base, config = model.base_model, model.config
-        children = {name: {child for child, _ in part.named_children()} for name, part in base.named_modules()}
-        if any(children.get(name, set()) - {"q_norm", "k_norm"} != parts for name, parts in PARTS.items()):
-            return False
-        attention = base.layers[0].self_attn
-        if not (hasattr(config, "rms_norm_eps") and hasattr(attention, "head_dim") and hasattr(attention, "scaling")):
-            return False
-        rope = getattr(config, "rope_parameters", None) or {}
-        if rope.get("llama_4_scaling_beta") is not None:  # scales queries far into the sequence
-            return False
-        return config.hidden_act in ("silu", "swish") and rope.get("rope_type") in (
-            "default",
-            "linear",
-            "llama3",
-            "yarn",
-        )
+        return is_llama_like(model.base_model)
 
     def refresh(self, length: int) -> None:
-        self._embed, self._norm = self._base.embed_tokens.weight.detach(), _weight(self._base.norm)
-        self._head = self._linear(self._model.get_output_embeddings())
-        self._layers = [self._take(*pair) for pair in zip(self._base.layers, self._windows, strict=True)]
+        self._embed = self._base.embed_tokens.weight.detach()
+        self._norm = self._settle("norm", _weight(self._base.norm))
+        self._head = self._settle("head", self._linear(self._model.get_output_embeddings()))
+        layers = zip(self._base.layers, self._windows, strict=True)
+        self._layers = [self._settle(f"layer {index}", self._take(*pair)) for index, pair in enumerate(layers)]
         columns = torch.arange(length, device=self._embed.device)[None]
         # Each of a head's two halves is rotated by the same angles: (length, 1, dim / 2).
-        self._cos, self._sin = (
-            table[0, :, None, : self._dim // 2].float() for table in self._base.rotary_emb(self._embed, columns)
-        )
+        tables = self._base.rotary_emb(self._embed, columns)
+        halves = tuple(table[0, :, None, : self._dim // 2].float() for table in tables)
+        self._cos, self._sin = self._settle("angles", halves)
+
+    def _settle(self, name: str, part: Any) -> Any:
+        """part; or, where the one of the rollout before was not released, that one with the numbers of part: graphs read them
+        where they were then. Only copies may settle, or weights that the trainer has put elsewhere would write over others."""
+        old = self._parts.get(name)
+        if old is None or not _copy(part, old):
+            self._parts[name] = old = part
+        return old
+
+    def reads(self) -> list[Tensor]:
+        """See embedded_graphs.FixedModel."""
+        return [self._embed, *(tensor for part in self._parts.values() for tensor in _tensors(part))]
+
+    def release(self) -> None:
+        self._parts.clear()
+        del self._head, self._layers
 
     def _take(self, layer: Any, window: int | None) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -172,8 +165,33 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _weight(norm: nn.Module | None) -> Any:
-    """Of a norm, in float32."""
-    return None if norm is None else norm.weight.detach().float()
+    """A copy of a norm's, in float32."""
+    return None if norm is None else norm.weight.detach().to(torch.float32, copy=True)
+
+
+def _pieces(part: Any) -> Any:
+    return (part.weight, part.bias) if isinstance(part, TorchLinear) else part
+
+
+def _copy(source: Any, target: Any) -> bool:
+    """Copy every tensor of a part into another such part. False if they differ in shape: then the target is spoilt."""
+    source, target = _pieces(source), _pieces(target)
+    if isinstance(source, tuple):
+        return len(source) == len(target) and all(map(_copy, source, target))
+    if not isinstance(source, Tensor):
+        return source == target
+    fits = isinstance(target, Tensor) and source.shape == target.shape and source.dtype == target.dtype
+    if fits:
+        target.copy_(source)
+    return fits
+
+
+def _tensors(part: Any) -> list[Tensor]:
+    """Those with an address, which weights in oneDNN's layout have not."""
+    part = _pieces(part)
+    if isinstance(part, tuple):
+        return [tensor for piece in part for tensor in _tensors(piece)]
+    return [part] if isinstance(part, Tensor) and not part.is_mkldnn else []
 
 
 TYPICAL_ROWS = 64

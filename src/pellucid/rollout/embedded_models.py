@@ -7,11 +7,12 @@ whole step at once: a token for each active slot, and the prompts that were admi
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from pellucid.errors import ConfigError
 from pellucid.models import Packed, Precision, Serving, adopt, forward
@@ -41,6 +42,10 @@ class ServedModel(Protocol):
         """Take over the weights as they are now, for sequences of up to `length` tokens. Called before every rollout."""
         ...
 
+    def release(self) -> None:
+        """Let go of what `refresh` copied. Called after every rollout: training needs the memory."""
+        ...
+
     def logits(self, tokens: Tensor, positions: Tensor, layout: Serving, cache: SlotCache) -> Tensor:
         """tokens, positions: (N,); the cache is aimed at them. Returns the logits after each slot's token, then after each
         prompt: (n + P, V)."""
@@ -64,6 +69,13 @@ class TransformersModel:
             for own, theirs in zip(self._model.state_dict().values(), self._source.state_dict().values(), strict=True):
                 own.copy_(theirs)
 
+    def release(self) -> None:
+        """Nothing: in float32 there is no copy, and in lower precision the copy is the module that runs."""
+
+    def reads(self) -> list[Tensor]:
+        """See embedded_graphs.FixedModel."""
+        return [*self._model.parameters(), *self._model.buffers()]
+
     def logits(self, tokens: Tensor, positions: Tensor, layout: Serving, cache: SlotCache) -> Tensor:
         keep = layout.last_tokens()
         out = forward(
@@ -71,11 +83,16 @@ class TransformersModel:
             tokens[None],
             positions[None],
             layout,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=keep,
+            **_as_argument(self._model, cache),
         )
         return out.logits[0]
+
+
+def _as_argument(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
+    """transformers 5.24 renamed the argument, architecture by architecture."""
+    return {"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache}
 
 
 def _rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -88,19 +105,20 @@ def _rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 def serve(model: PreTrainedModel, precision: Precision) -> ServedModel:
     """The fastest way to run this model that gives transformers' logits. Raises ConfigError if there is none."""
+    from pellucid.rollout.embedded_graphs import graphed
     from pellucid.rollout.embedded_llama import LlamaModel
     from pellucid.rollout.embedded_native import NativeLlamaModel
 
-    if NativeLlamaModel.serves(model, precision) and _agree(NativeLlamaModel(model, precision), model):
-        return NativeLlamaModel(model, precision)
+    if NativeLlamaModel.serves(model, precision) and _agree(native := NativeLlamaModel(model, precision), model):
+        return native
     if LlamaModel.serves(model) and _agree(LlamaModel(model, "float32"), model):
-        return LlamaModel(model, precision)
+        return graphed(LlamaModel(model, precision), model.device)
     if not _agree(TransformersModel(model, "float32"), model):
         raise ConfigError(
             f"rollout: {type(model).__name__} gives other logits from the slot cache than from a plain forward, so the "
             "embedded engine cannot serve it. Set rollout.engine = 'generate'."
         )
-    return TransformersModel(model, precision)
+    return graphed(TransformersModel(model, precision), model.device)
 
 
 def _agree(served: ServedModel, model: PreTrainedModel) -> bool:
@@ -121,7 +139,8 @@ def _agree(served: ServedModel, model: PreTrainedModel) -> bool:
         for logits, ids in zip(found, ([first] if old else []) + [prompt], strict=True):
             expected = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1]
             gaps.append(((logits - expected).abs().max() / expected.abs().max().clamp(min=1.0)).item())
-    return max(gaps) <= AGREEMENT[model.dtype]
+    served.release()
+    return max(gaps) <= AGREEMENT[served.dtype]
 
 
 def measure_layers(model: PreTrainedModel, dtype: torch.dtype) -> list[LayerShape]:
@@ -131,7 +150,7 @@ def measure_layers(model: PreTrainedModel, dtype: torch.dtype) -> list[LayerShap
     """
     cache = DynamicCache()
     token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
-    model(input_ids=token, past_key_values=cache, use_cache=True)
+    model(input_ids=token, use_cache=True, **_as_argument(model, cache))
     expected = model.config.get_text_config(decoder=True).num_hidden_layers
     kept = [layer for layer in cache.layers if isinstance(layer.keys, Tensor) and layer.keys.numel()]
     if len(kept) != expected:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.rollout import native
+from pellucid.models import native
 from pellucid.types import SamplingParams
 
 

@@ -1,7 +1,13 @@
-"""The kernels of native.c: compiled once for this machine, cached, and called through ctypes.
+"""Kernels in C for a CPU: compiled once for this machine, cached, and called through ctypes.
 
-`load` gives None, and `why_not` the reason, where there is no C compiler or PELLUCID_NATIVE=0 is set; the engine then uses
-PyTorch alone, with the same results up to rounding.
+    product.c     products over weights that are laid out once, and the gradient of a weight
+    attention.c   attention of sequences end to end, and its gradient
+    rows.c        norms, the gate, rotary positions, the LM head's softmax, and their gradients
+    decode.c      a decode step's attention over the slot cache, and sampling
+
+`load` gives None, and `why_not` the reason, where there is no C compiler or PELLUCID_NATIVE=0 is set; PyTorch then does
+everything, with the same results up to rounding. Where a kernel takes `low`, it says that arrays are bfloat16, which only
+processors with AVX512-BF16 can (`has_bfloat16`).
 """
 
 from __future__ import annotations
@@ -17,19 +23,35 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("native.c")
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-std=gnu11", "-shared", "-fPIC")
+FOLDER = Path(__file__).parent
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-fno-strict-aliasing", "-std=gnu11", "-shared", "-fPIC")
 SECONDS = 120
-"""A compilation that takes longer is given up. It usually takes one or two."""
+"""A compilation that takes longer is given up. It usually takes five."""
 
-INTEGER, FLOAT, POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
-SIGNATURES = {
-    "product": (INTEGER, INTEGER, INTEGER, POINTER, POINTER, POINTER, POINTER, INTEGER),
-    "rms_norm": (INTEGER, INTEGER, POINTER, POINTER, FLOAT, POINTER),
-    "gated": (INTEGER, INTEGER, POINTER, POINTER),
-    "attend": (*[INTEGER] * 5, *[POINTER] * 5, FLOAT, *[POINTER] * 4, INTEGER, FLOAT, POINTER),
-    "sample": (INTEGER, INTEGER, POINTER, FLOAT, POINTER, POINTER, POINTER, POINTER),
+I, F, P = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+SIGNATURES: dict[str, tuple[type, ...]] = {
+    "panel_columns": (),
+    "has_bfloat16": (),
+    "pack": (I, I, I, P, I, I, P),
+    "product": (I, I, I, I, I, P, P, P, P, I),
+    "weight_gradient_scratch": (I,),
+    "weight_gradient": (I, I, I, I, P, P, P, P, I),
+    "rms_norm": (I, I, I, P, P, F, P),
+    "rms_norm_chunks": (I,),
+    "rms_norm_backward": (I, I, P, P, P, F, P, P, P),
+    "gated": (I, I, I, I, P, P),
+    "gated_backward": (I, I, I, P, P, P, P),
+    "rotated": (I, I, I, I, I, P, P, P, P),
+    "round_all": (I, P, P),
+    "head": (I, I, P, F, P, P, P, P),
+    "head_backward": (I, I, I, P, F, P, P, P, P, P, P),
+    "packed_attention": (I, I, I, I, I, P, I, F, P, P, P),
+    "packed_attention_backward": (I, I, I, I, I, P, I, F, P, P, P, P, P, P, P),
+    "attend": (I, I, I, I, I, I, P, P, P, P, P, F, P, P, P, P, I, F, P),
+    "sample": (I, I, P, F, P, P, P, P),
 }
+COUNTS = ("panel_columns", "has_bfloat16", "weight_gradient_scratch", "rms_norm_chunks")
+"""The functions that return a number; the others fill arrays."""
 
 
 def load() -> ctypes.CDLL | None:
@@ -56,8 +78,7 @@ def _build() -> tuple[ctypes.CDLL | None, str | None]:
         return None, f"{named} did not compile them: {said.strip().splitlines()[0] if said.strip() else error!r}"
     for name, types in SIGNATURES.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = types, None
-    library.panel_columns.restype = INTEGER
+        function.argtypes, function.restype = types, I if name in COUNTS else None
     return library, None
 
 
@@ -70,13 +91,15 @@ def _opened(path: Path) -> ctypes.CDLL:
 
 
 def _compiled(compiler: list[str]) -> Path:
-    """The shared object for this source and this processor, from the user's cache if it is there."""
-    key = hashlib.sha256("\n".join([SOURCE.read_text(), *compiler, *FLAGS, _processor()]).encode()).hexdigest()[:16]
+    """The shared object for these sources and this processor, from the user's cache if it is there."""
+    sources = [source.read_text() for source in sorted(FOLDER.glob("*.[ch]"))]
+    key = hashlib.sha256("\n".join([*sources, *compiler, *FLAGS, _processor()]).encode()).hexdigest()[:16]
     found = _folder() / f"native-{key}.so"
     if not found.exists():
         # Written beside and renamed, as another process may be doing the same.
         beside = found.with_name(f"{found.name}.{os.getpid()}")
-        command = [*compiler, *FLAGS, *_tuning(compiler), str(SOURCE), "-o", str(beside), "-lm"]
+        units = sorted(map(str, FOLDER.glob("*.c")))
+        command = [*compiler, *FLAGS, *_tuning(compiler), *units, "-o", str(beside), "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
         beside.replace(found)
     return found
