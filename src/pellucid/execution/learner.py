@@ -74,6 +74,8 @@ class Learner:
         for group in self._adam.param_groups:
             group["lr"] = rate
         self._adam.step()
+        # PyTorch's fused Adam changes weights without raising their versions, by which packed copies know that they are stale.
+        torch.autograd.graph.increment_version(weights)
         self.updates += 1
         return {"grad_norm": grad_norm, "lr": rate, "tensors_moved": self._audit(rate)}
 

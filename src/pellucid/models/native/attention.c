@@ -39,8 +39,8 @@ INLINE Task task_of(int low, int64_t heads, int64_t kv_heads, int64_t dim, int64
 /* Panels with a column for each token and depth dim, for products with one token at a time. */
 INLINE void pack_by_token(int low, const Task *t, const void *x, float *panels) {
     for (int64_t first = 0; first < t->length; first += COLUMNS)
-        pack_panel(low, low, least(t->length - first, COLUMNS), t->dim, at(x, first * t->row, low), t->row, 1,
-                   panels + first * t->dim_steps);
+        pack_rows(least(t->length - first, COLUMNS), t->dim_steps, (const float *)at(x, first * t->row, low), low ? t->row / 2 : t->row,
+                  panels + first * t->dim_steps);
 }
 
 /* Panels with a column for each of dim and `tokens` deep, for sums over tokens; `steps` units each, zeros beyond the tokens. */
@@ -48,9 +48,18 @@ INLINE void pack_by_dim(int low, int64_t dim, int64_t tokens, int64_t steps, con
     int64_t used = low ? (tokens + 1) / 2 : tokens;
     for (int64_t first = 0; first < dim; first += COLUMNS) {
         float *panel = panels + first * steps;
-        pack_panel(low, low, least(dim - first, COLUMNS), tokens, at(x, first, low), 1, row, panel);
+        pack_depth(low, COLUMNS, least(dim - first, COLUMNS), tokens, at(x, first, low), row, panel);
         memset(panel + used * COLUMNS, 0, (steps - used) * COLUMNS * sizeof(float));
     }
+}
+
+/* A tile whose columns are of dim: the last may be half empty. */
+INLINE void dim_tile(int rows, int low, int64_t columns, int64_t steps, const void *a, int64_t a_row, int64_t a_step, const float *panel,
+                     vec sums[][2]) {
+    if (columns > LANES)
+        tile(rows, 2, low, steps, a, a_row, a_step, panel, sums);
+    else
+        tile(rows, 1, low, steps, a, a_row, a_step, panel, sums);
 }
 
 /* ROWS rows of x, one below the other; zeros where there are fewer. */
@@ -63,7 +72,7 @@ INLINE void gather(int low, int64_t count, int64_t dim, const void *x, int64_t r
 INLINE void against_tokens(int low, const Task *t, const void *rows, const float *tokens, int64_t columns, float scale, float *out) {
     for (int64_t first = 0; first < columns; first += COLUMNS) {
         vec sums[ROWS][2];
-        tile(ROWS, low, t->dim_steps, rows, t->dim_steps, 1, tokens + first * t->dim_steps, sums);
+        tile(ROWS, 2, low, t->dim_steps, rows, t->dim_steps, 1, tokens + first * t->dim_steps, sums);
         for (int r = 0; r < ROWS; r++)
             for (int half = 0; half < 2; half++) *(vec *)(out + r * t->span + first + half * LANES) = sums[r][half] * scale;
     }
@@ -107,7 +116,7 @@ INLINE void forward(int low, const Task *t, float *scratch, void *out, int64_t o
             }
             for (int64_t first = 0; first < t->dim; first += COLUMNS) {
                 vec sums[ROWS][2];
-                tile(ROWS, low, steps, weights, steps, 1, values + first * t->column_steps, sums);
+                dim_tile(ROWS, low, t->dim - first, steps, weights, steps, 1, values + first * t->column_steps, sums);
                 for (int64_t r = 0; r < count; r++) {
                     vec shares[1][2] = {{sums[r][0] / norms[r], sums[r][1] / norms[r]}};
                     void *there = at(out, (start + r) * out_row + member * t->dim + first, low);
@@ -115,6 +124,15 @@ INLINE void forward(int low, const Task *t, float *scratch, void *out, int64_t o
                 }
             }
         }
+}
+
+INLINE float dot(int low, int64_t dim, const void *a, const void *b) {
+    vec sums = {0};
+    int64_t j = 0;
+    for (; j + LANES <= dim; j += LANES) sums += get_vec(a, j, low) * get_vec(b, j, low);
+    float sum = total(sums);
+    for (; j < dim; j++) sum += get(a, j, low) * get(b, j, low);
+    return sum;
 }
 
 /* P from a row of scores, and dS = P * (dP - along) * scale, where along = sum(dout * out). */
@@ -128,22 +146,22 @@ INLINE void softmax_row_backward(int low, int64_t columns, const float *scores, 
 }
 
 /* sums (columns, wide) += a (rows, columns)^T . panels, over the rows. packed: scratch for COLUMNS columns of a. */
-INLINE void sum_over_rows(int low, int64_t rows, int64_t columns, int64_t wide, const float *a, const float *panels, int64_t panel_steps,
+INLINE void sum_over_rows(int low, int64_t rows, int64_t columns, int64_t dim, int64_t wide, const float *a, const float *panels, int64_t panel_steps,
                           float *packed, float *result) {
     enum { REST = COLUMNS % ROWS };
     int64_t steps = low ? (rows + 1) / 2 : rows;
     for (int64_t first = 0; first < columns; first += COLUMNS) {
-        pack_panel(low, low, COLUMNS, rows, at(a, first, low), 1, columns, packed);
+        pack_depth(low, COLUMNS, COLUMNS, rows, at(a, first, low), columns, packed);
         for (int64_t j = 0; j < wide; j += COLUMNS) {
             vec sums[ROWS][2];
             const float *panel = panels + j * panel_steps;
             float *out = result + first * wide + j;
             int64_t r = 0;
             for (; r + ROWS <= COLUMNS; r += ROWS) {
-                tile(ROWS, low, steps, packed + r, 1, COLUMNS, panel, sums);
+                dim_tile(ROWS, low, dim - j, steps, packed + r, 1, COLUMNS, panel, sums);
                 store(ROWS, sums, 0, out + r * wide, wide, COLUMNS, 1, 0);
             }
-            tile(REST, low, steps, packed + r, 1, COLUMNS, panel, sums);
+            dim_tile(REST, low, dim - j, steps, packed + r, 1, COLUMNS, panel, sums);
             store(REST, sums, 0, out + r * wide, wide, COLUMNS, 1, 0);
         }
     }
@@ -186,16 +204,15 @@ INLINE void backward(int low, const Task *t, float *scratch, const void *out, co
                 against_tokens(low, t, queries, values, columns, 1, dp);
                 for (int64_t r = 0; r < count; r++) {
                     const void *o = at(out, (token + r) * out_row + member * t->dim, low);
-                    float along = 0;
-                    for (int64_t j = 0; j < t->dim; j++) along += get(o, j, low) * get(queries, r * t->dim + j, low);
+                    float along = dot(low, t->dim, o, at(queries, r * t->dim, low));
                     hide(t, token + r, columns, rows + r * t->span);
                     softmax_row_backward(low, columns, rows + r * t->span, dp + r * t->span, log_norms[(token + r) * norm_row + member],
                                          along, t->scale, at(p, (start + r) * columns, low), at(ds, (start + r) * columns, low));
                 }
                 for (int64_t first = 0; first < t->dim; first += COLUMNS) { /* dQ = dS . K, over the scores, which are done with */
                     vec sums[ROWS][2];
-                    tile(ROWS, low, steps, (const float *)at(ds, start * columns, low), steps, 1, keys_by_dim + first * t->column_steps,
-                         sums);
+                    dim_tile(ROWS, low, t->dim - first, steps, at(ds, start * columns, low), steps, 1,
+                             keys_by_dim + first * t->column_steps, sums);
                     store(ROWS, sums, 0, rows + first, t->span, COLUMNS, 0, 0);
                 }
                 for (int64_t r = 0; r < count; r++)
@@ -203,14 +220,32 @@ INLINE void backward(int low, const Task *t, float *scratch, const void *out, co
                                  at(dq, (token + r) * t->row + member * t->dim, low));
             }
             pack_by_dim(low, t->dim, n, block_steps, d, out_row, by_query);
-            sum_over_rows(low, n, columns, t->wide, p, by_query, block_steps, packed, value_sums);
+            sum_over_rows(low, n, columns, t->dim, t->wide, p, by_query, block_steps, packed, value_sums);
             pack_by_dim(low, t->dim, n, block_steps, q, t->row, by_query);
-            sum_over_rows(low, n, columns, t->wide, ds, by_query, block_steps, packed, key_sums);
+            sum_over_rows(low, n, columns, t->dim, t->wide, ds, by_query, block_steps, packed, key_sums);
         }
     for (int64_t i = 0; i < t->length; i++) {
         put_gradient(low, t->dim, key_sums + i * t->wide, cosines + i * half, sines + i * half, at(dk, i * t->row, low));
         put_gradient(low, t->dim, value_sums + i * t->wide, 0, 0, at(dv, i * t->row, low));
     }
+}
+
+OWN void forward_float32(const Task *t, float *scratch, void *out, int64_t out_row, float *log_norms, int64_t norm_row) {
+    forward(0, t, scratch, out, out_row, log_norms, norm_row);
+}
+
+OWN void forward_low(const Task *t, float *scratch, void *out, int64_t out_row, float *log_norms, int64_t norm_row) {
+    forward(1, t, scratch, out, out_row, log_norms, norm_row);
+}
+
+OWN void backward_float32(const Task *t, float *scratch, const void *out, const void *dout, int64_t out_row, const float *log_norms,
+                          int64_t norm_row, const float *cosines, const float *sines, const Task *d) {
+    backward(0, t, scratch, out, dout, out_row, log_norms, norm_row, cosines, sines, (void *)d->q, (void *)d->k, (void *)d->v);
+}
+
+OWN void backward_low(const Task *t, float *scratch, const void *out, const void *dout, int64_t out_row, const float *log_norms,
+                      int64_t norm_row, const float *cosines, const float *sines, const Task *d) {
+    backward(1, t, scratch, out, dout, out_row, log_norms, norm_row, cosines, sines, (void *)d->q, (void *)d->k, (void *)d->v);
 }
 
 /* Floats that a task may need, in either direction and precision. */
@@ -238,7 +273,7 @@ void packed_attention(int64_t low, int64_t sequences, int64_t heads, int64_t kv_
             Task t = task_of(low, heads, kv_heads, dim, begin, ends[i], head, window, scale, qkv);
             void *o = at(out, begin * out_row + head * members * dim, low);
             float *norms = log_norms + begin * heads + head * members;
-            low ? forward(1, &t, scratch, o, out_row, norms, heads) : forward(0, &t, scratch, o, out_row, norms, heads);
+            (low ? forward_low : forward_float32)(&t, scratch, o, out_row, norms, heads);
         }
         free(scratch);
     }
@@ -262,10 +297,7 @@ void packed_attention_backward(int64_t low, int64_t sequences, int64_t heads, in
             const float *norms = log_norms + begin * heads + head * members;
             const float *cos = cosines + begin * (dim / 2), *sin = sines + begin * (dim / 2);
             const void *d = at(dout, begin * out_row + head * members * dim, low);
-            if (low)
-                backward(1, &t, scratch, o, d, out_row, norms, heads, cos, sin, (void *)g.q, (void *)g.k, (void *)g.v);
-            else
-                backward(0, &t, scratch, o, d, out_row, norms, heads, cos, sin, (void *)g.q, (void *)g.k, (void *)g.v);
+            (low ? backward_low : backward_float32)(&t, scratch, o, d, out_row, norms, heads, cos, sin, &g);
         }
         free(scratch);
     }

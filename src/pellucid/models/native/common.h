@@ -1,7 +1,8 @@
 /* What every kernel here is made of.
  *
  * Everything is float32, but for what may be bfloat16 (`low`): both sides of a product, which is summed in float32, and what is
- * kept of the attention. `low` is a constant wherever it reaches an inner loop.
+ * kept of the attention. `low` is a constant wherever it reaches an inner loop; since OpenMP's regions become functions that get
+ * their variables from memory, such loops are in functions of their own (OWN).
  *
  * Every sum runs in an order that depends on its own row alone (or on the number of tokens, for sums over tokens), never on the
  * neighbours of a row or the number of threads. Matrices are row-major. Threads come from the OpenMP runtime that PyTorch has
@@ -29,6 +30,7 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint16_t low_vec __attribute__((vector_size(2 * LANES), aligned(2)));
 #define INLINE static inline __attribute__((always_inline))
+#define OWN static __attribute__((noinline))
 #define UNROLL _Pragma("GCC unroll 16")
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -42,23 +44,24 @@ INLINE float total(vec x) {
     half_vec sums = halves[0] + halves[1];
     quarter_vec quarters[2];
     memcpy(quarters, &sums, sizeof sums);
-    quarter_vec four = quarters[0] + quarters[1];
-#if defined(__AVX512F__)
-    return (four[0] + four[2]) + (four[1] + four[3]);
-#else
-    return four[0] + four[1];
-#endif
+    quarter_vec rest = quarters[0] + quarters[1];
+    float sum = 0;
+    for (int lane = 0; lane < LANES / 4; lane++) sum += rest[lane];
+    return sum;
 }
 
-/* Of the lanes, and of `highest`. A NaN may be lost: whoever calls this meets it again in the sum. */
-INLINE float greatest(vec x, float highest) {
-    for (int lane = 0; lane < LANES; lane++) highest = x[lane] > highest ? x[lane] : highest;
-    return highest;
-}
-
+/* The greater of each lane; b where a is NaN. */
 INLINE vec higher(vec a, vec b) {
     ivec pick = a > b;
     return (vec)(((ivec)a & pick) | ((ivec)b & ~pick));
+}
+
+INLINE float greatest(vec x) {
+    float lanes[LANES];
+    memcpy(lanes, &x, sizeof x);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int lane = 0; lane < width; lane++) lanes[lane] = lanes[lane] > lanes[lane + width] ? lanes[lane] : lanes[lane + width];
+    return lanes[0];
 }
 
 /* exp(x) for x <= 0, to 2 units in the last place; 0 below -87. Cody and Waite's reduction, then a Taylor polynomial. */

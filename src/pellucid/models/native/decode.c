@@ -54,37 +54,23 @@ INLINE void attend_head(int low, int64_t dim, const float *query, const char *ke
     for (int64_t j = 0; j < dim; j++) put(out, j, sums[j] / norm, low);
 }
 
-INLINE void attend_all(int low, int64_t n, int64_t heads, int64_t kv_heads, int64_t dim, int64_t length, float *qkv,
-                       const float *cosines, const float *sines, const float *q_norm, const float *k_norm, float eps, char *keys,
-                       char *values, const int64_t *slots, const int64_t *positions, int64_t window, float scale, char *out) {
-    int64_t group = heads / kv_heads, stride = (heads + 2 * kv_heads) * dim, size = low ? 2 : 4;
-#pragma omp parallel
-    {
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < n; i++)
-            for (int64_t head = 0; head < heads + kv_heads; head++) {
-                float *x = qkv + i * stride + head * dim;
-                const float *weight = head < heads ? q_norm : k_norm;
-                if (weight) normalise(0, dim, x, weight, eps, x);
-                rotate(dim / 2, x, cosines + i * (dim / 2), sines + i * (dim / 2));
-                if (head < heads) continue;
-                int64_t column = ((slots[i] * kv_heads + head - heads) * length + positions[i]) * dim;
-                for (int64_t j = 0; j < dim; j++) {
-                    put(keys, column + j, x[j], low);
-                    put(values, column + j, x[kv_heads * dim + j], low);
-                }
-            }
-        float sums[dim];
-#pragma omp for schedule(dynamic, 4)
-        for (int64_t task = 0; task < n * kv_heads; task++) {
-            int64_t i = task / kv_heads, head = task % kv_heads, last = positions[i];
-            int64_t first = window && last >= window ? last - window + 1 : 0;
-            int64_t row = (slots[i] * kv_heads + head) * length * dim * size;
-            for (int64_t member = head * group; member < (head + 1) * group; member++)
-                attend_head(low, dim, qkv + i * stride + member * dim, keys + row, values + row, first, last, scale, sums,
-                            out + (i * heads + member) * dim * size);
+OWN void attend_head_float32(int64_t dim, const float *query, const char *keys, const char *values, int64_t first, int64_t last,
+                             float scale, float *sums, void *out) {
+    attend_head(0, dim, query, keys, values, first, last, scale, sums, out);
+}
+
+OWN void attend_head_low(int64_t dim, const float *query, const char *keys, const char *values, int64_t first, int64_t last, float scale,
+                         float *sums, void *out) {
+    attend_head(1, dim, query, keys, values, first, last, scale, sums, out);
+}
+
+/* Into the cache at `column`: keys and values, (kv_heads, dim) each, of which there is one every `step` elements there. */
+INLINE void remember(int low, int64_t kv_heads, int64_t dim, const float *x, int64_t step, void *keys, void *values, int64_t column) {
+    for (int64_t head = 0; head < kv_heads; head++)
+        for (int64_t j = 0; j < dim; j++) {
+            put(keys, column + head * step + j, x[head * dim + j], low);
+            put(values, column + head * step + j, x[(kv_heads + head) * dim + j], low);
         }
-    }
 }
 
 /* The attention of n tokens, each of some slot at some position: norm (if any) and rotate queries and keys, store keys and values in
@@ -94,14 +80,34 @@ INLINE void attend_all(int low, int64_t n, int64_t heads, int64_t kv_heads, int6
  * dim), in bfloat16 if low. slots, positions: (n,). window: 0 for none. out: (n, heads, dim), as the cache. q_norm, k_norm: (dim,),
  * or null. */
 void attend(int64_t low, int64_t n, int64_t heads, int64_t kv_heads, int64_t dim, int64_t length, float *qkv, const float *cosines,
-            const float *sines, const float *q_norm, const float *k_norm, float eps, void *keys, void *values, const int64_t *slots,
-            const int64_t *positions, int64_t window, float scale, void *out) {
-    if (low)
-        attend_all(1, n, heads, kv_heads, dim, length, qkv, cosines, sines, q_norm, k_norm, eps, keys, values, slots, positions,
-                   window, scale, out);
-    else
-        attend_all(0, n, heads, kv_heads, dim, length, qkv, cosines, sines, q_norm, k_norm, eps, keys, values, slots, positions,
-                   window, scale, out);
+            const float *sines, const float *q_norm, const float *k_norm, float eps, char *keys, char *values, const int64_t *slots,
+            const int64_t *positions, int64_t window, float scale, char *out) {
+    int64_t group = heads / kv_heads, stride = (heads + 2 * kv_heads) * dim;
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < n; i++) {
+            float *token = qkv + i * stride;
+            for (int64_t head = 0; head < heads + kv_heads; head++) {
+                const float *weight = head < heads ? q_norm : k_norm;
+                if (weight) normalise(0, dim, token + head * dim, weight, eps, token + head * dim);
+                rotate(dim / 2, token + head * dim, cosines + i * (dim / 2), sines + i * (dim / 2));
+            }
+            int64_t column = (slots[i] * kv_heads * length + positions[i]) * dim;
+            low ? remember(1, kv_heads, dim, token + heads * dim, length * dim, keys, values, column)
+                : remember(0, kv_heads, dim, token + heads * dim, length * dim, keys, values, column);
+        }
+        float sums[dim];
+#pragma omp for schedule(dynamic, 4)
+        for (int64_t task = 0; task < n * kv_heads; task++) {
+            int64_t i = task / kv_heads, head = task % kv_heads, last = positions[i];
+            int64_t first = window && last >= window ? last - window + 1 : 0, row = (slots[i] * kv_heads + head) * length * dim;
+            for (int64_t member = head * group; member < (head + 1) * group; member++)
+                (low ? attend_head_low : attend_head_float32)(dim, qkv + i * stride + member * dim, at(keys, row, low),
+                                                              at(values, row, low), first, last, scale, sums,
+                                                              at(out, (i * heads + member) * dim, low));
+        }
+    }
 }
 
 /* ---- sampling ---- */

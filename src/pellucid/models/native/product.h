@@ -19,16 +19,16 @@ INLINE vec multiply_add(int low, const float *x, vec y, vec sum) {
     return *x * y + sum;
 }
 
-/* sums (rows, COLUMNS) = a . panel, where unit (r, k) of a is a[r * a_row + k * a_step]. */
-INLINE void tile(int rows, int low, int64_t steps, const float *a, int64_t a_row, int64_t a_step, const float *panel,
+/* sums (rows, COLUMNS) = a . panel, where unit (r, k) of a is a[r * a_row + k * a_step]. halves: 1 for the first LANES columns. */
+INLINE void tile(int rows, int halves, int low, int64_t steps, const float *a, int64_t a_row, int64_t a_step, const float *panel,
                  vec sums[][2]) {
     UNROLL for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = (vec){0};
     for (int64_t k = 0; k < steps; k++) {
-        vec left = *(const vec *)(panel + k * COLUMNS), right = *(const vec *)(panel + k * COLUMNS + LANES);
+        vec left = *(const vec *)(panel + k * COLUMNS), right = halves == 2 ? *(const vec *)(panel + k * COLUMNS + LANES) : left;
         UNROLL for (int r = 0; r < rows; r++) {
             const float *x = a + r * a_row + k * a_step;
             sums[r][0] = multiply_add(low, x, left, sums[r][0]);
-            sums[r][1] = multiply_add(low, x, right, sums[r][1]);
+            if (halves == 2) sums[r][1] = multiply_add(low, x, right, sums[r][1]);
         }
     }
 }
@@ -48,36 +48,53 @@ INLINE void store(int rows, vec sums[][2], const float *bias, void *c, int64_t s
     }
 }
 
-/* A panel from a matrix: unit (k, j) of `panel` holds element (column j, depth k), or (2k, 2k + 1) if low; zeros beyond `columns`
- * and `depth`. Element (j, k) is x[j * column_step + k * depth_step], in bfloat16 if x_low. */
-INLINE void pack_panel(int low, int x_low, int64_t columns, int64_t depth, const void *x, int64_t column_step, int64_t depth_step,
-                       float *panel) {
-    int64_t steps = low ? (depth + 1) / 2 : depth;
-    for (int64_t k = 0; k < steps; k++) {
-        float *out = panel + k * COLUMNS;
-        if (!low) {
-            const void *row = at(x, k * depth_step, x_low);
-            if (column_step == 1 && columns == COLUMNS)
-                for (int j = 0; j < COLUMNS; j += LANES) *(vec *)(out + j) = get_vec(row, j, x_low);
-            else
-                for (int64_t j = 0; j < COLUMNS; j++) out[j] = j < columns ? get(row, j * column_step, x_low) : 0;
-            continue;
-        }
-        const void *even = at(x, 2 * k * depth_step, x_low), *odd = at(even, depth_step, x_low);
-        int paired = 2 * k + 1 < depth;
-        if (column_step == 1 && columns == COLUMNS && paired && x_low) {
-            for (int j = 0; j < COLUMNS; j += LANES) {
-                uvec first = __builtin_convertvector(*(const low_vec *)((const uint16_t *)even + j), uvec);
-                uvec second = __builtin_convertvector(*(const low_vec *)((const uint16_t *)odd + j), uvec);
-                *(uvec *)(out + j) = first | second << 16;
-            }
-            continue;
-        }
+/* ---- laying out a panel: unit (k, j) holds element (column j, depth k), or the pair of depths 2k and 2k + 1 if low; zeros beyond
+ * `columns` and `depth` ---- */
+
+INLINE float pair_of(uint16_t first, uint16_t second) {
+    uint32_t both = first | (uint32_t)second << 16;
+    float unit;
+    memcpy(&unit, &both, 4);
+    return unit;
+}
+
+/* From float32: element (j, k) is x[j * column_step + k * depth_step]. */
+INLINE void pack_floats(int low, int64_t columns, int64_t depth, const float *x, int64_t column_step, int64_t depth_step, float *panel) {
+    for (int64_t k = 0; k < depth; k += 1 + low, panel += COLUMNS)
         for (int64_t j = 0; j < COLUMNS; j++) {
-            uint32_t first = j < columns ? rounded(get(even, j * column_step, x_low)) : 0;
-            uint32_t second = j < columns && paired ? rounded(get(odd, j * column_step, x_low)) : 0;
-            uint32_t pair = first | second << 16;
-            memcpy(out + j, &pair, 4);
+            const float *unit = x + j * column_step + k * depth_step;
+            if (low)
+                panel[j] = j < columns ? pair_of(rounded(unit[0]), k + 1 < depth ? rounded(unit[depth_step]) : 0) : 0;
+            else
+                panel[j] = j < columns ? *unit : 0;
         }
+}
+
+/* From rows that are columns of the panel, each with its depth in a row: units are moved as they are. row: units to the next. */
+INLINE void pack_rows(int64_t columns, int64_t steps, const float *x, int64_t row, float *panel) {
+    for (int64_t j = 0; j < columns; j++)
+        for (int64_t k = 0; k < steps; k++) panel[k * COLUMNS + j] = x[j * row + k];
+    for (int64_t j = columns; j < COLUMNS; j++)
+        for (int64_t k = 0; k < steps; k++) panel[k * COLUMNS + j] = 0;
+}
+
+/* `width` units, of which the first `columns` come from one row of x, or from two that are paired if low. */
+INLINE void zip(int low, int64_t width, int64_t columns, const void *x, int64_t row, int paired, float *out) {
+    int64_t j = 0;
+    const uint16_t *even = x, *odd = even + row;
+    for (; j + LANES <= columns && (!low || paired); j += LANES) {
+        if (low) {
+            uvec first = __builtin_convertvector(*(const low_vec *)(even + j), uvec);
+            uvec second = __builtin_convertvector(*(const low_vec *)(odd + j), uvec);
+            *(uvec *)(out + j) = first | second << 16;
+        } else
+            *(vec *)(out + j) = *(const vec *)((const float *)x + j);
     }
+    for (; j < columns; j++) out[j] = low ? pair_of(even[j], paired ? odd[j] : 0) : ((const float *)x)[j];
+    for (; j < width; j++) out[j] = 0;
+}
+
+/* From rows that are the depth, each with the columns in a row: `width` units a step. row: elements to the next. */
+INLINE void pack_depth(int low, int64_t width, int64_t columns, int64_t depth, const void *x, int64_t row, float *panel) {
+    for (int64_t k = 0; k < depth; k += 1 + low, panel += width) zip(low, width, columns, at(x, k * row, low), row, k + 1 < depth, panel);
 }

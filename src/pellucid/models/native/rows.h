@@ -29,7 +29,7 @@ INLINE float highest_of(int64_t size, const float *x) {
     vec peaks = (vec){0} - INFINITY;
     int64_t j = 0;
     for (; j + LANES <= size; j += LANES) peaks = higher(*(const vec *)(x + j), peaks);
-    float highest = greatest(peaks, -INFINITY);
+    float highest = greatest(peaks);
     for (; j < size; j++) highest = x[j] > highest ? x[j] : highest;
     return highest;
 }
