@@ -113,7 +113,7 @@ def _measure(options: argparse.Namespace, scale: Scale, device: Any) -> None:
     print(f"{described['cpu']}; {described['matrix_gflops']} GFLOP/s; copy {described['copy_gb_per_second']} GB/s")
     model, prompts = new_policy(scale, device), random_prompts(scale)
 
-    rolled, tried, samples = rollout(model, prompts, scale, options.rounds)
+    rolled, tried, samples, graphs = rollout(model, prompts, scale, options.rounds)
     least = bandwidth_seconds(model.hf, scale, described["copy_gb_per_second"] * 1e9)
     steps, rates = actor_steps(model, scale, options.rounds, device)
     del steps.actor  # its optimizer's state, before four models come
@@ -134,7 +134,12 @@ def _measure(options: argparse.Namespace, scale: Scale, device: Any) -> None:
         versions={"pellucid": versions()},
         workload={"prompts": scale.prompts, "prompt_tokens": scale.prompt_tokens, "new_tokens": scale.new_tokens},
         model=scale.model,
-        rollout={"seconds": rolled, "generate_tried_seconds": tried, "bandwidth_bound_seconds": least},
+        rollout={
+            "seconds": rolled,
+            "generate_tried_seconds": tried,
+            "bandwidth_bound_seconds": least,
+            "cuda_graphs": graphs,
+        },
         rollout_tokens=sum(len(sample.response_ids) for sample in samples),
         learner={"seconds": steps.seconds, "operations": steps.flops.step, "matrix_gflops_by_round": rates},
         iterations=turns,
@@ -194,9 +199,9 @@ def _best(device: Any, work: Callable[[], Any], repeats: int = 10, inside: int =
 
 def rollout(
     model: Any, prompts: list[Any], scale: Scale, rounds: int
-) -> tuple[dict[str, list[float]], dict[str, Any], list[Any]]:
+) -> tuple[dict[str, list[float]], dict[str, Any], list[Any], str | None]:
     """Pellucid and `generate` in turn. Returns (seconds of each, what each cache of `generate` took or why it failed, the
-    last samples)."""
+    last samples, what came of Pellucid's CUDA graphs)."""
     from pellucid.rollout.embedded import EmbeddedEngine
     from pellucid.types import SamplingParams
 
@@ -231,7 +236,8 @@ def rollout(
         seconds["generate"].append(_timed(device, lambda: peer.run(best), scale))
         took = ", ".join(f"{name} {each[-1]:.2f} s" for name, each in seconds.items())
         print(f"rollout, round {number + 1}: {took}")
-    return seconds, tried, samples
+    print(f"CUDA graphs: {engine.graphs}")
+    return seconds, tried, samples, engine.graphs
 
 
 @contextmanager

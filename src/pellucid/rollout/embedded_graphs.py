@@ -1,16 +1,16 @@
 """Decode steps as CUDA graphs.
 
-A decode step is some thirty small kernels a layer, and the host takes longer to launch them than a GPU takes to run them. A graph
-is a step's kernels recorded once, with the addresses that they read and write, and launched as one. So that few are recorded,
-a step is rounded up in both directions, to more slots and to more columns of the cache:
+A decode step is some thirty small kernels a layer, and the host takes longer to launch them than a GPU takes to run them. A
+graph is a step's kernels recorded once, with the addresses that they read and write, and launched as one. So that few are
+recorded, a step is rounded up in both directions, to more slots and to more columns of the cache:
 
     slots    1, 2, 4, 8, 16, 24, ... 64, 80, 96, ...        columns    128, 256, ... 1024, 1280, ...
 
-Whatever has prompts in it runs as it would without graphs.
+A step with prompts in it runs as it would without graphs.
 
-Addresses must stay. Recording takes several steps' time and a rollout of a small model is hardly longer than some hundred, so graphs
-serve many rollouts: the cache is kept between them, and the weights are copied to where they were (`LlamaModel.refresh`). That is
-memory which training does not get, so it is done only where the cache is at most an eighth of the GPU's memory (`KEPT`).
+Addresses must stay. Recording a graph takes as long as several steps, and a rollout is some hundred, so graphs serve many
+rollouts: the cache is kept between them, and weights are copied to where they were (`LlamaModel.refresh`). Training does not
+get that memory, so this is done only where the cache is at most an eighth of the GPU's (`KEPT`).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from pellucid.rollout.embedded_models import ServedModel
 
 LOG = logging.getLogger(__name__)
 KEPT = 8
-"""A cache of more than this part of the GPU's memory is not kept. Reading an eighth takes three milliseconds or more on the GPUs
-of these years, and that is what the host needs for a step: beyond it, launches are not what a step waits for."""
+"""A cache of more than this part of the GPU's memory is not kept. GPUs take some three milliseconds to read an eighth, about
+what the host takes to launch a step: with a larger cache it is not launches that a full step waits for."""
 SLOTS, COLUMNS = 8, 128
 """What slots and columns are rounded up to multiples of."""
 
@@ -75,14 +75,14 @@ class GraphedModel:
         """Why there are no graphs any more."""
         self._inner, self._new_recorder, self._keep = inner, new_recorder, keep
         self._graphs: _Graphs | None = None
+        self._too_large = False
         self._addresses: list[int] = []
 
     @property
     def status(self) -> str:
         """For people: what has come of the graphs so far."""
-        if self.failure is not None:
-            return f"none: {self.failure}"
-        return f"{self.captures} captured" if self._graphs else "none: the cache is too large to be kept"
+        why_not = "the cache is too large to be kept" if self._too_large else self.failure
+        return f"{self.captures} captured" + (f", none any more: {why_not}" if why_not else "")
 
     def cache(self, layers: list[LayerShape], num_slots: int, length: int, device: torch.device) -> SlotCache:
         """For a rollout of so many slots and tokens: the kept one if it is large enough, cleared, or a new one.
@@ -101,7 +101,8 @@ class GraphedModel:
             self._graphs = None  # before memory for a larger one is asked for
         available = available_bytes(device)
         room = self._keep if available is None else min(self._keep, available)
-        if self.failure is None and cache_bytes(layers, rows, columns) <= room:
+        self._too_large = cache_bytes(layers, rows, columns) > room
+        if self.failure is None and not self._too_large:
             self._graphs = _Graphs(SlotCache(layers, rows, columns, device), self._inner, self._new_recorder())
             return self._graphs.cache
         check_memory(layers, num_slots, length, device)
@@ -160,15 +161,15 @@ class _Graphs:
     def take(self, tokens: Tensor, positions: Tensor, length: int) -> tuple[int, int]:
         """The inputs of a step over the rows 0..n-1. Returns the (slots, columns) that it is rounded up to.
 
-        The rows that are added are free ones. What they write goes to their own column 0, which the next request in the row
-        overwrites before anything reads it. As they see that column alone, they never see nothing: the NaN of an empty softmax
-        would reach the cache, and stay there.
+        The rows that are added are free ones. They write to their own column 0, which the next request in the row overwrites
+        before anything else reads it. And they see that column, for a row that saw none would write the NaN of an empty
+        softmax to the cache, where 0 * NaN spoils every later request.
         """
         n = len(tokens)
-        slots, columns = shape = rounded(n, length, self.cache)
+        shape = rounded(n, length, self.cache)
         self._tokens[:n].copy_(tokens)
         self._positions[:n].copy_(positions)
-        self._positions[n:slots].zero_()
+        self._positions[n:].zero_()
         return shape
 
     def capture(self, shape: tuple[int, int]) -> None:
@@ -207,7 +208,7 @@ def _multiple(count: int, grain: int) -> int:
 
 
 class CudaRecorder:
-    """Its graphs share one memory pool: they never run at the same time, and of what one leaves there no other reads anything.
+    """Its graphs share one memory pool: they never run at the same time, and none reads there what another has left.
 
     A pool cannot be used again once all its graphs are gone, so a set of graphs has a recorder of its own.
     """
@@ -239,8 +240,8 @@ class CudaRecorder:
 
 @contextmanager
 def _no_waiting() -> Iterator[None]:
-    """RuntimeError where the host waits for the GPU, which a graph cannot: found here it leaves PyTorch intact, and found during a
-    capture it leaves the allocator and the random state as if the capture went on."""
+    """RuntimeError where the host waits for the GPU, which a graph cannot. Found here, it leaves PyTorch intact; found by a
+    capture, it leaves the allocator and the random state as if the capture went on."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # says that it does not find everything

@@ -22,6 +22,7 @@ from pellucid.models.attention import Probe
 from pellucid.rollout.embedded_cache import SlotCache
 from pellucid.rollout.embedded_models import serving_dtype
 
+
 class Linear(Protocol):
     """x (N, in) -> (N, out)."""
 
@@ -51,7 +52,7 @@ class Layer(NamedTuple):
 
 
 class LlamaModel:
-    """A ServedModel. Its weights are copies, taken anew before every rollout; x stays float32, products are in `precision`."""
+    """A ServedModel. Its weights are copies, taken before every rollout; x stays float32, products are in `precision`."""
 
     any_rows = False
 
@@ -87,8 +88,8 @@ class LlamaModel:
         self._cos, self._sin = self._settle("angles", halves)
 
     def _settle(self, name: str, part: Any) -> Any:
-        """part; or, where the one of the rollout before was not released, that one with the numbers of part: graphs read them
-        where they were then. Only copies may settle, or weights that the trainer has put elsewhere would write over others."""
+        """part; or, if that of the rollout before was not released, that one with part's numbers in it: graphs read it where
+        it is. Only for copies: the memory of the trainer's own weights may have become another's."""
         old = self._parts.get(name)
         if old is None or not _copy(part, old):
             self._parts[name] = old = part

@@ -17,9 +17,16 @@ INLINE float dot(int low, int64_t dim, const float *a, const void *b) {
     return sum;
 }
 
-/* One query head over one slot's keys and values from column `first` to `last`, with a running maximum. sums: scratch, (dim,). */
+INLINE void fetch(const char *row, int64_t bytes) {
+    for (int64_t j = 0; j < bytes; j += 64) __builtin_prefetch(row + j);
+    __builtin_prefetch(row + bytes - 1);
+}
+
+/* One query head over one slot's keys and values from column `first` to `last`, with a running maximum. sums: scratch, (dim,).
+ * It is memory that this waits for, so what is wanted next is fetched ahead: a column's value while its score is computed, and the
+ * next head's keys (`next`, at their first column) while the values are summed. */
 INLINE void attend_head(int low, int64_t dim, const float *query, const char *keys, const char *values, int64_t first,
-                        int64_t last, float scale, float *sums, void *out) {
+                        int64_t last, float scale, const char *next, float *sums, void *out) {
     float highest = -INFINITY, norm = 0;
     int64_t row = dim * (low ? 2 : 4);
     for (int64_t j = 0; j < dim; j++) sums[j] = 0;
@@ -29,8 +36,7 @@ INLINE void attend_head(int low, int64_t dim, const float *query, const char *ke
         for (int64_t t = 0; t < count; t++) {
             weights[t] = dot(low, dim, query, keys + (start + t) * row) * scale;
             if (!(weights[t] <= peak)) peak = weights[t]; /* NaN too: it must reach the result */
-            /* The values are wanted next, and it is memory that this waits for. */
-            for (int64_t j = 0; j < row; j += 64) __builtin_prefetch(values + (start + t) * row + j);
+            fetch(values + (start + t) * row, row);
         }
         for (int64_t t = count; t < BLOCK; t++) weights[t] = -INFINITY;
         for (int64_t t = 0; t < BLOCK; t += LANES) *(vec *)(weights + t) = exponential(*(vec *)(weights + t) - peak);
@@ -42,7 +48,10 @@ INLINE void attend_head(int low, int64_t dim, const float *query, const char *ke
         for (; j + LANES <= dim; j += LANES) {
             vec sum = *(vec *)(sums + j) * shrink;
             const char *value = values + start * row;
-            for (int64_t t = 0; t < count; t++) sum += weights[t] * get_vec(value + t * row, j, low);
+            for (int64_t t = 0; t < count; t++) {
+                sum += weights[t] * get_vec(value + t * row, j, low);
+                if (j == 0) fetch(next + (start - first + t) * row, row);
+            }
             *(vec *)(sums + j) = sum;
         }
         for (; j < dim; j++) {
@@ -55,13 +64,13 @@ INLINE void attend_head(int low, int64_t dim, const float *query, const char *ke
 }
 
 OWN void attend_head_float32(int64_t dim, const float *query, const char *keys, const char *values, int64_t first, int64_t last,
-                             float scale, float *sums, void *out) {
-    attend_head(0, dim, query, keys, values, first, last, scale, sums, out);
+                             float scale, const char *next, float *sums, void *out) {
+    attend_head(0, dim, query, keys, values, first, last, scale, next, sums, out);
 }
 
 OWN void attend_head_low(int64_t dim, const float *query, const char *keys, const char *values, int64_t first, int64_t last, float scale,
-                         float *sums, void *out) {
-    attend_head(1, dim, query, keys, values, first, last, scale, sums, out);
+                         const char *next, float *sums, void *out) {
+    attend_head(1, dim, query, keys, values, first, last, scale, next, sums, out);
 }
 
 /* Into the cache at `column`: keys and values, (kv_heads, dim) each, of which there is one every `step` elements there. */
@@ -71,6 +80,16 @@ INLINE void remember(int low, int64_t kv_heads, int64_t dim, const float *x, int
             put(keys, column + head * step + j, x[head * dim + j], low);
             put(values, column + head * step + j, x[(kv_heads + head) * dim + j], low);
         }
+}
+
+/* What a task, a token and a head of the keys, sees: the row of the cache where its slot begins, and columns. */
+typedef struct {
+    int64_t row, first, last;
+} Seen;
+
+INLINE Seen seen(int64_t task, int64_t kv_heads, int64_t length, const int64_t *slots, const int64_t *positions, int64_t window) {
+    int64_t i = task / kv_heads, last = positions[i];
+    return (Seen){(slots[i] * kv_heads + task % kv_heads) * length, window && last >= window ? last - window + 1 : 0, last};
 }
 
 /* The attention of n tokens, each of some slot at some position: norm (if any) and rotate queries and keys, store keys and values in
@@ -98,13 +117,15 @@ void attend(int64_t low, int64_t n, int64_t heads, int64_t kv_heads, int64_t dim
                 : remember(0, kv_heads, dim, token + heads * dim, length * dim, keys, values, column);
         }
         float sums[dim];
-#pragma omp for schedule(dynamic, 4)
+#pragma omp for schedule(dynamic, 8)
         for (int64_t task = 0; task < n * kv_heads; task++) {
-            int64_t i = task / kv_heads, head = task % kv_heads, last = positions[i];
-            int64_t first = window && last >= window ? last - window + 1 : 0, row = (slots[i] * kv_heads + head) * length * dim;
+            Seen now = seen(task, kv_heads, length, slots, positions, window), later = seen(task + 1 < n * kv_heads ? task + 1 : task,
+                                                                                         kv_heads, length, slots, positions, window);
+            int64_t i = task / kv_heads, head = task % kv_heads;
             for (int64_t member = head * group; member < (head + 1) * group; member++)
-                (low ? attend_head_low : attend_head_float32)(dim, qkv + i * stride + member * dim, at(keys, row, low),
-                                                              at(values, row, low), first, last, scale, sums,
+                (low ? attend_head_low : attend_head_float32)(dim, qkv + i * stride + member * dim, at(keys, now.row * dim, low),
+                                                              at(values, now.row * dim, low), now.first, now.last, scale,
+                                                              at(keys, (later.row + later.first) * dim, low), sums,
                                                               at(out, (i * heads + member) * dim, low));
         }
     }
