@@ -51,9 +51,10 @@ class TrainingBenchmark:
         for name in options.only:
             outcome, workload = self._measure(name, options, machine.fast_bfloat16(described))
             cases[name] = case(shapes.describe(workload), outcome)
-            cases[name]["contestants"][PELLUCID]["phases"] = phases(outcome.runs[PELLUCID])
+            ours = outcome.runs[PELLUCID]
+            cases[name]["contestants"][PELLUCID] |= {"phases": phases(ours), "parity": [run["parity"] for run in ours]}
             bars += self.bars(name, outcome)
-        kept = {"notes": self.notes, "hyperparameters": self.algo, "tables": [phase_table(cases)]}
+        kept = {"notes": self.notes, "hyperparameters": self.algo, "tables": [phase_table(cases), parity_table(cases)]}
         finish(self.name, options, bars, cases=cases, machine=described, **kept)
 
     def bars(self, name: str, outcome: Outcome) -> list[dict[str, Any]]:
@@ -146,6 +147,23 @@ def phase_table(cases: dict[str, Any]) -> dict[str, Any]:
     every = list(dict.fromkeys(phase for phases in split.values() for phase in phases))
     rows = [[phase, *(f"{phases.get(phase, 0.0):.2f}" for phases in split.values())] for phase in every]
     return {"title": "Where Pellucid's seconds go", "columns": ["phase", *split], "rows": rows}
+
+
+def parity_table(cases: dict[str, Any]) -> dict[str, Any]:
+    """How far the sampler's log-probs are from the trainer's: the median over the runs that compared them."""
+    rows = []
+    for name, made in cases.items():
+        runs = [run for run in made["contestants"][PELLUCID]["parity"] if run]
+        gaps = (
+            [f"{statistics.median(run[kind] for run in runs):.2g}" for kind in ("mean", "p99", "max")] if runs else []
+        )
+        rows.append([name, made["contestants"][PELLUCID]["settings"], *(gaps or ["not compared again"] * 3)])
+    columns = ["", "precision", "mean", "99th percentile", "maximum"]
+    return {
+        "title": "Pellucid's sampler against its trainer: |difference of a token's log-probs|, nats",
+        "columns": columns,
+        "rows": rows,
+    }
 
 
 def memory_bar(name: str, outcome: Outcome, peer: str, bound: float) -> dict[str, Any]:

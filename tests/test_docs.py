@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 METRICS = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
-METRIC = r"[a-z_]+/[a-z_]+"
+METRIC = r"[a-z_]+/[a-z0-9_]+"
 QUIET = Reporter(quiet=True)
 
 

@@ -85,5 +85,5 @@ def test_peak_memory_of_an_actor_step_does_not_grow_with_vocabulary_times_tokens
 
 
 def test_the_measurement_sees_logits_that_are_held_whole(peaks):
-    logits = 4 * 2048 * 1024
-    assert crossed(*peaks["whole"]) > 2 * logits, peaks
+    logits = 4 * 2048 * (1024 - 1024 // 128)  # a sequence's first token has none
+    assert crossed(*peaks["whole"]) > 1.9 * logits, peaks  # they and their gradient

@@ -1,7 +1,8 @@
 """Pellucid as a contestant: one run is one call of `stages.ppo.iterate`, with PPO's four models or a group's baseline.
 
 options: algo, the hyper-parameters (`benchmarks/training.py`); reward_model, critic: folders; reward = "alternating" instead
-of a reward model; config: {section: {key: value}} of Pellucid's own settings. The phases of each run are in "phases".
+of a reward model; config: {section: {key: value}} of Pellucid's own settings. The phases of each run are in "phases", and how
+far the sampler's log-probs are from the trainer's, in nats, in "parity": in float32 only after the first iteration.
 """
 
 from __future__ import annotations
@@ -79,8 +80,13 @@ def iteration(state: State, prompts: list[Any]) -> dict[str, Any]:
         "tokens": sum(lengths),
         "response_lengths": lengths,
         "score": stats["score/mean"],
-        "phases": {name.removeprefix("time/"): value for name, value in stats.items() if name.startswith("time/")},
+        "phases": _group(stats, "time/"),
+        "parity": _group(stats, "rollout/parity_"),
     }
+
+
+def _group(stats: dict[str, float], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in stats.items() if name.startswith(prefix)}
 
 
 def measure(state: State) -> dict[str, Any]:

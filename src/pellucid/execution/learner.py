@@ -74,7 +74,7 @@ class Learner:
         for group in self._adam.param_groups:
             group["lr"] = rate
         self._adam.step()
-        # PyTorch's fused Adam changes weights without raising their versions, by which packed copies know that they are stale.
+        # PyTorch's fused Adam leaves the weights' versions as they are, and by these a packed copy knows that it is stale.
         torch.autograd.graph.increment_version(weights)
         self.updates += 1
         return {"grad_norm": grad_norm, "lr": rate, "tensors_moved": self._audit(rate)}

@@ -5,8 +5,8 @@ decoder layer. Forward, per layer, for N tokens of sequences end to end:
     h2 = norm(x);  gu = h2 Wgu;  a = silu(gate) * up;  x += a Wd
 
 `_Layer` keeps x, x after attention, qkv, att and gu; its backward recomputes h1, h2 and a, which are cheap. The residual
-stream, every sum and every gradient of a weight are float32; in bfloat16 only the two sides of a product are rounded, and what
-is kept of qkv, att and gu. Weights are laid out for the products once after each change, not once a pass.
+stream, every sum and every gradient of a weight are float32; in bfloat16 only the two sides of a product are rounded, and
+what is kept of qkv, att and gu. Weights are laid out for the products once after each change, not once a pass.
 
 Nothing relies on a model's name: `fuse` looks at its parts, and compares with transformers' own forward.
 """
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pellucid.models.attention import Packed, Probe, adopt, forward
+from pellucid.models.attention import Probe, adopt, forward
 from pellucid.models.native import ops
 from pellucid.models.precision import Precision, autocast
 from pellucid.models.weights import Weight, kernel_dtype

@@ -52,7 +52,10 @@ class _NativeHead(torch.autograd.Function):
         rows = _chunks(len(hidden), len(weight))
         parts = [
             ops.head(
-                ops.product(ops.rounded(hidden[part], packed.dtype), packed.packed()), temperature, targets[part], entropy
+                ops.product(ops.rounded(hidden[part], packed.dtype), packed.packed()),
+                temperature,
+                targets[part],
+                entropy,
             )
             for part in rows
         ]

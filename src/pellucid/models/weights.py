@@ -33,7 +33,9 @@ class Weight:
         state = tuple((p.data_ptr(), p._version) for p in self.parameters)
         kept = self._packed.get(transposed)
         if kept is None or kept[0] != state:
-            whole = self.parameters[0] if len(self.parameters) == 1 else torch.cat([p.detach() for p in self.parameters])
+            whole = (
+                self.parameters[0] if len(self.parameters) == 1 else torch.cat([p.detach() for p in self.parameters])
+            )
             kept = (state, ops.pack(whole, self.dtype, transposed, out=kept and kept[1]))
             self._packed[transposed] = kept
         return kept[1]

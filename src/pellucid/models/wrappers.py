@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pellucid.errors import DataError, IntegrityError
 from pellucid.models.attention import Packed, adopt, forward
-from pellucid.models.fused import FusedDecoder, fuse
+from pellucid.models.fused import fuse
 from pellucid.models.head import token_logprobs
 from pellucid.models.precision import Precision, autocast
 from pellucid.models.weights import Weight, kernel_dtype

@@ -36,7 +36,12 @@ class NativeLlamaModel(LlamaModel):
     @staticmethod
     def serves(model: PreTrainedModel, precision: Precision = "float32") -> bool:
         kernels = native.load()
-        if kernels is None or model.dtype != torch.float32 or model.device.type != "cpu" or not LlamaModel.serves(model):
+        if (
+            kernels is None
+            or model.dtype != torch.float32
+            or model.device.type != "cpu"
+            or not LlamaModel.serves(model)
+        ):
             return False
         linears = [module for module in model.base_model.layers.modules() if isinstance(module, nn.Linear)]
         even = all(linear.in_features % 2 == 0 for linear in linears)

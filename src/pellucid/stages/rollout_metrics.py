@@ -28,6 +28,7 @@ def rollout_metrics(batch: Batch) -> StepStats:
         metrics |= {
             "policy/entropy": masked_mean(batch.old_entropy, mask),
             "rollout/parity_max": gap.max(),
+            "rollout/parity_p99": gap.sort().values[int(0.99 * (len(gap) - 1))],
             "rollout/parity_mean": gap.mean(),
         }
     if len(batch.group_ids.unique()) < len(batch):  # several samples of a prompt

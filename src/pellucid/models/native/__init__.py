@@ -24,31 +24,40 @@ from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-fno-strict-aliasing", "-std=gnu11", "-shared", "-fPIC")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-fopenmp",
+    "-ffp-contract=fast",
+    "-fno-strict-aliasing",
+    "-std=gnu11",
+    "-shared",
+    "-fPIC",
+)
 SECONDS = 120
 """A compilation that takes longer is given up. It usually takes five."""
 
-I, F, P = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+N, F, P = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 SIGNATURES: dict[str, tuple[type, ...]] = {
     "panel_columns": (),
     "has_bfloat16": (),
-    "pack": (I, I, I, P, I, I, P),
-    "product": (I, I, I, I, I, P, P, P, P, I),
-    "weight_gradient_scratch": (I,),
-    "weight_gradient": (I, I, I, I, P, P, P, P, I),
-    "rms_norm": (I, I, I, P, P, F, P),
-    "rms_norm_chunks": (I,),
-    "rms_norm_backward": (I, I, P, P, P, F, P, P, P),
-    "gated": (I, I, I, I, P, P),
-    "gated_backward": (I, I, I, P, P, P, P),
-    "rotated": (I, I, I, I, I, P, P, P, P),
-    "round_all": (I, P, P),
-    "head": (I, I, P, F, P, P, P, P),
-    "head_backward": (I, I, I, P, F, P, P, P, P, P, P),
-    "packed_attention": (I, I, I, I, I, P, I, F, P, P, P),
-    "packed_attention_backward": (I, I, I, I, I, P, I, F, P, P, P, P, P, P, P),
-    "attend": (I, I, I, I, I, I, P, P, P, P, P, F, P, P, P, P, I, F, P),
-    "sample": (I, I, P, F, P, P, P, P),
+    "pack": (N, N, N, P, N, N, P),
+    "product": (N, N, N, N, N, P, P, P, P, N),
+    "weight_gradient_scratch": (N,),
+    "weight_gradient": (N, N, N, N, P, P, P, P, N),
+    "rms_norm": (N, N, N, P, P, F, P),
+    "rms_norm_chunks": (N,),
+    "rms_norm_backward": (N, N, P, P, P, F, P, P, P),
+    "gated": (N, N, N, N, P, P),
+    "gated_backward": (N, N, N, P, P, P, P),
+    "rotated": (N, N, N, N, N, P, P, P, P),
+    "round_all": (N, P, P),
+    "head": (N, N, P, F, P, P, P, P),
+    "head_backward": (N, N, N, P, F, P, P, P, P, P, P),
+    "packed_attention": (N, N, N, N, N, P, N, F, P, P, P),
+    "packed_attention_backward": (N, N, N, N, N, P, N, F, P, P, P, P, P, P, P),
+    "attend": (N, N, N, N, N, N, P, P, P, P, P, F, P, P, P, P, N, F, P),
+    "sample": (N, N, P, F, P, P, P, P),
 }
 COUNTS = ("panel_columns", "has_bfloat16", "weight_gradient_scratch", "rms_norm_chunks")
 """The functions that return a number; the others fill arrays."""
@@ -78,7 +87,7 @@ def _build() -> tuple[ctypes.CDLL | None, str | None]:
         return None, f"{named} did not compile them: {said.strip().splitlines()[0] if said.strip() else error!r}"
     for name, types in SIGNATURES.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = types, I if name in COUNTS else None
+        function.argtypes, function.restype = types, N if name in COUNTS else None
     return library, None
 
 

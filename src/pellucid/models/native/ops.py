@@ -1,5 +1,5 @@
-"""The kernels over tensors: shapes and dtypes as PyTorch has them, on the CPU, contiguous. What is `dtype` here may be bfloat16
-where `native.has_bfloat16()`; everything else is float32. Nothing here is recorded by autograd."""
+"""The kernels over tensors: shapes and dtypes as PyTorch has them, on the CPU, contiguous. What is `dtype` here may be
+bfloat16 where `native.load().has_bfloat16()`; everything else is float32. Nothing here is recorded by autograd."""
 
 from __future__ import annotations
 
@@ -159,7 +159,9 @@ def packed_attention_backward(
     return dqkv
 
 
-def head(logits: Tensor, temperature: float, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def head(
+    logits: Tensor, temperature: float, targets: Tensor, with_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """logits (n, V) float32, targets (n,) int64 -> log-norms, log-probs of the targets, entropies: (n,) each, in nats."""
     n, size = logits.shape
     log_norms, logprobs = torch.empty(n), torch.empty(n)
@@ -179,5 +181,3 @@ def head_backward(
         _at(dlogprobs), _at(dentropies), _at(out),
     )  # fmt: skip
     return out
-
-
