@@ -33,14 +33,6 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def random_lengths(total: int, seed: int = 0) -> list[int]:
-    """Sequences of 1 to 40 tokens that make `total` together."""
-    random, lengths = torch.Generator().manual_seed(seed), []
-    while (left := total - sum(lengths)) > 0:
-        lengths.append(min(left, int(torch.randint(1, 41, (1,), generator=random))))
-    return lengths
-
-
 def assert_within(found: Tensor, expected: Tensor, bound: Tensor | float) -> None:
     """|found - expected| <= bound, element by element. found: any dtype; the others float64. A NaN is never within."""
     gap = (found.double() - expected).abs()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from native_kernels import HAS_BFLOAT16, needs_bfloat16, needs_kernels
 from tiny_models import (
     VOCAB_SIZE,
     tiny_gemma,
@@ -22,13 +23,12 @@ from tiny_models import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pellucid.rollout import EmbeddedEngine, embedded, native
+from pellucid.models import CausalLM, native
+from pellucid.rollout import EmbeddedEngine, embedded
 from pellucid.rollout.embedded_llama import LlamaModel
 from pellucid.rollout.embedded_models import TransformersModel, measure_layers
 from pellucid.rollout.embedded_native import NativeLlamaModel
 from pellucid.types import Prompt, SamplingParams
-
-needs_kernels = pytest.mark.skipif(native.load() is None, reason=f"no kernels here: {native.why_not()}")
 
 FAMILY = {
     "llama": tiny_llama,
@@ -38,6 +38,13 @@ FAMILY = {
     "mistral": tiny_mistral,
 }
 PATHS = [pytest.param(NativeLlamaModel, marks=needs_kernels), LlamaModel, TransformersModel]
+EVERY_WAY = [
+    pytest.param(NativeLlamaModel, "float32", marks=needs_kernels),
+    pytest.param(NativeLlamaModel, "bfloat16", marks=needs_bfloat16),
+    *[(path, precision) for path in (LlamaModel, TransformersModel) for precision in ("float32", "bfloat16")],
+]
+ROUNDED_BY_COMPANY = [(path, "bfloat16") for path in (LlamaModel, TransformersModel)]
+"""PyTorch's sums run in an order that depends on the other rows, which in bfloat16 can change a token."""
 GREEDY = SamplingParams(max_new_tokens=12, temperature=0.0)
 SAMPLED = SamplingParams(max_new_tokens=12, temperature=0.8, stop_token_ids=(3, 5), seed=1)
 
@@ -90,11 +97,11 @@ def test_long_prompts_beside_short_ones(ragged_prompts, path):
         torch.testing.assert_close(logprobs_of(sample), full_logprobs(model, sample), atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_a_sample_alone_or_among_64(ragged_prompts, path):
+@pytest.mark.parametrize(("path", "precision"), [way for way in EVERY_WAY if way not in ROUNDED_BY_COMPANY])
+def test_a_sample_alone_or_among_64(ragged_prompts, path, precision):
     model, prompts = tiny_qwen2(), ragged_prompts(64)
-    together = engine_over(path, model, num_slots=64).generate(prompts, SAMPLED)
-    engine = engine_over(path, model, num_slots=1)
+    together = engine_over(path, model, precision, num_slots=64).generate(prompts, SAMPLED)
+    engine = engine_over(path, model, precision, num_slots=1)
     for index in (0, 5, 17, 40, 63):
         (alone,) = engine.generate([prompts[index]], SAMPLED)
         assert alone.response_ids == together[index].response_ids
@@ -102,13 +109,7 @@ def test_a_sample_alone_or_among_64(ragged_prompts, path):
             assert alone.rollout_logprobs == together[index].rollout_logprobs
 
 
-@pytest.mark.parametrize(
-    ("path", "precision"),
-    [
-        pytest.param(NativeLlamaModel, "float32", marks=needs_kernels),
-        *[(path, precision) for path in (LlamaModel, TransformersModel) for precision in ("float32", "bfloat16")],
-    ],
-)
+@pytest.mark.parametrize(("path", "precision"), EVERY_WAY)
 @pytest.mark.parametrize("make", [tiny_llama_gqa, tiny_qwen2, tiny_qwen3])
 def test_weights_changed_in_place_are_used_by_the_next_rollout(ragged_prompts, make, path, precision):
     model, prompts = make(), ragged_prompts(4)
@@ -134,15 +135,8 @@ def in_bfloat16(model):
     return low
 
 
-BFLOAT16 = [(LlamaModel, make) for make in FAMILY.values()]
-BFLOAT16 += [(TransformersModel, make) for make in (*FAMILY.values(), tiny_gpt2, tiny_gemma)]
-
-
-@pytest.mark.parametrize(("path", "make"), BFLOAT16, ids=lambda value: value.__name__)
-def test_bfloat16_is_the_bfloat16_forward(ragged_prompts, path, make):
-    model = make(initializer_range=0.1)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    samples = engine_over(path, model, "bfloat16").generate(ragged_prompts(8), SAMPLED)
+def assert_near_bfloat16(model, samples) -> None:
+    """The samples' log-probs, at SAMPLED's temperature, are about those of a plain forward with rounded weights."""
     low, gaps = in_bfloat16(model), []
     for sample in samples:
         ids = torch.tensor([sample.input_ids])
@@ -152,8 +146,54 @@ def test_bfloat16_is_the_bfloat16_forward(ragged_prompts, path, make):
         gaps.append((logprobs_of(sample) - expected).abs())
     assert torch.cat(gaps).max() < 0.1
     assert torch.cat(gaps).mean() < 0.02
+
+
+BFLOAT16 = [(LlamaModel, make) for make in FAMILY.values()]
+BFLOAT16 += [pytest.param(NativeLlamaModel, make, marks=needs_bfloat16) for make in FAMILY.values()]
+BFLOAT16 += [(TransformersModel, make) for make in (*FAMILY.values(), tiny_gpt2, tiny_gemma)]
+
+
+@pytest.mark.parametrize(("path", "make"), BFLOAT16, ids=lambda value: value.__name__)
+def test_bfloat16_is_the_bfloat16_forward(ragged_prompts, path, make):
+    model = make(initializer_range=0.1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    samples = engine_over(path, model, "bfloat16").generate(ragged_prompts(8), SAMPLED)
+    assert_near_bfloat16(model, samples)
     for name, value in model.state_dict().items():
         assert value.dtype is torch.float32 and value.equal(before[name])
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("make", [tiny_qwen3, tiny_mistral])
+def test_bfloat16_of_long_prompts_beside_short_ones(ragged_prompts, make):
+    """Long prompts go to PyTorch's attention, over the same cache."""
+    model = make(max_position_embeddings=512, initializer_range=0.1)
+    long = [
+        Prompt(100 + i, [(7 * i + 3 * t) % VOCAB_SIZE for t in range(n)], "") for i, n in enumerate((128, 129, 200))
+    ]
+    short = ragged_prompts(5)
+    prompts = [short[0], long[0], short[1], long[1], short[2], short[3], long[2], short[4]]
+    assert_near_bfloat16(
+        model, engine_over(NativeLlamaModel, model, "bfloat16", num_slots=3).generate(prompts, SAMPLED)
+    )
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_llama_gqa, tiny_qwen2, tiny_mistral])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
+@needs_kernels
+def test_the_engines_log_probs_are_the_trainers(ragged_prompts, make, precision):
+    """Both over kernels, but other ones, and the engine's keys and values are rounded once more than the trainer's."""
+    hf = make(vocab_size=VOCAB_SIZE + 1, initializer_range=0.1)
+    model, engine = CausalLM(hf, precision), EmbeddedEngine(hf, num_slots=4, precision=precision)
+    assert type(engine._served) is NativeLlamaModel and model._fused is not None
+    gaps = []
+    for sample in engine.generate(ragged_prompts(8), SAMPLED):
+        ids, mask = torch.tensor([sample.input_ids]), torch.tensor([sample.action_mask])
+        with torch.no_grad():
+            expected, _ = model.logprobs(ids, torch.ones_like(mask), mask, SAMPLED.temperature)
+        gaps.append((logprobs_of(sample) - expected[mask]).abs())
+    worst, mean = {"float32": (5e-6, 1e-6), "bfloat16": (0.03, 0.006)}[precision]
+    assert torch.cat(gaps).max() < worst and torch.cat(gaps).mean() < mean
 
 
 @pytest.mark.parametrize("path", [LlamaModel, TransformersModel])
@@ -174,16 +214,22 @@ def test_bfloat16_does_not_round_the_angles_of_positions(path):
 # ---------------------------------------------------------------- which path
 
 
-def best() -> type:
-    return LlamaModel if native.load() is None else NativeLlamaModel
+def best(precision: str = "float32") -> type:
+    fast = HAS_BFLOAT16 if precision == "bfloat16" else native.load() is not None
+    return NativeLlamaModel if fast else LlamaModel
 
 
 def test_the_fastest_path_that_fits_is_taken(model):
     family = model.config.model_type in ("llama", "qwen2", "qwen3", "mistral")
-    engine = EmbeddedEngine(model, num_slots=1)
-    assert type(engine._served) is (best() if family else TransformersModel)
-    engine = EmbeddedEngine(model, num_slots=1, precision="bfloat16")
-    assert type(engine._served) is (LlamaModel if family else TransformersModel)
+    for precision in ("float32", "bfloat16"):
+        engine = EmbeddedEngine(model, num_slots=1, precision=precision)
+        assert type(engine._served) is (best(precision) if family else TransformersModel)
+
+
+@needs_bfloat16
+def test_odd_shapes_cannot_be_multiplied_in_bfloat16():
+    model = tiny_llama(intermediate_size=63)
+    assert NativeLlamaModel.serves(model, "float32") and not NativeLlamaModel.serves(model, "bfloat16")
 
 
 def test_parts_that_look_like_llamas_but_compute_something_else(ragged_prompts):
@@ -272,8 +318,8 @@ REASONS = {
     "a compiler that is not there": (lambda patch, folder: patch.setenv("CC", "/no/such/cc"), "/no/such/cc"),
     "no compiler": (no_compiler, "there is no C compiler"),
     "a compiler that fails": (
-        lambda patch, folder: patch.setenv("CC", compiler(folder, 'echo "native.c:1: error: no" >&2; exit 1')),
-        "native.c:1: error: no",
+        lambda patch, folder: patch.setenv("CC", compiler(folder, 'echo "product.c:1: error: no" >&2; exit 1')),
+        "product.c:1: error: no",
     ),
 }
 
