@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid.models import native
 from pellucid.models.native import ops
@@ -92,3 +92,10 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
     monkeypatch.setattr(ops, "torch", memory)
     yield memory
     memory.check()
+
+
+def linear(weight: torch.Tensor) -> nn.Linear:
+    """A layer of this weight (outputs, inputs), which becomes its parameter, without a bias."""
+    module = nn.Linear(*weight.shape[::-1], bias=False)
+    module.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
+    return module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native_kernels import HAS_BFLOAT16, each_dtype, needs_kernels, normal
+from native_kernels import HAS_BFLOAT16, each_dtype, linear, needs_kernels, normal
 from torch import nn
 
 from pellucid.config import OptimizerConfig
@@ -53,7 +53,7 @@ def test_a_processor_without_bfloat16_products_has_float32_alone(monkeypatch):
 @each_dtype
 def test_weights_lie_one_below_the_other(dtype):
     parts = [nn.Parameter(normal(rows, 6, seed=rows)) for rows in (4, 2, 40)]
-    weight, whole = Weight(dtype, *parts), torch.cat(list(parts)).detach().to(dtype).float()
+    weight, whole = Weight(dtype, *map(linear, parts)), torch.cat(list(parts)).detach().to(dtype).float()
     assert unpacked(weight).equal(whole)
     assert unpacked(weight, transposed=True).equal(whole.T)
 
@@ -64,7 +64,7 @@ def test_packing_happens_once_for_each_change(monkeypatch, dtype):
     calls, pack = [], ops.pack
     monkeypatch.setattr(ops, "pack", lambda *args, **kwargs: calls.append(1) or pack(*args, **kwargs))
     parts = [nn.Parameter(normal(4, 6)), nn.Parameter(normal(2, 6, seed=1))]
-    weight = Weight(dtype, *parts)
+    weight = Weight(dtype, *map(linear, parts))
     assert not calls
     addresses = set()
     for change in range(3):
@@ -86,16 +86,12 @@ def write(parameter: nn.Parameter) -> None:
 
 
 def load(parameter: nn.Parameter) -> None:
-    module = nn.Linear(6, 4, bias=False)
-    module.weight = parameter
-    module.load_state_dict({"weight": parameter.detach() * 2})
+    linear(parameter).load_state_dict({"weight": parameter.detach() * 2})
 
 
 def learn(parameter: nn.Parameter) -> None:
-    module = nn.Linear(6, 4, bias=False)
-    module.weight = parameter
     parameter.grad = normal(4, 6, seed=3)
-    Learner("actor", module, OptimizerConfig(lr=0.1), 10).step()
+    Learner("actor", linear(parameter), OptimizerConfig(lr=0.1), 10).step()
 
 
 @needs_kernels
@@ -103,9 +99,19 @@ def learn(parameter: nn.Parameter) -> None:
 @each_dtype
 def test_every_change_is_seen(dtype, change):
     first, second = nn.Parameter(normal(4, 6)), nn.Parameter(normal(2, 6, seed=1))
-    weight = Weight(dtype, first, second)
+    weight = Weight(dtype, linear(first), linear(second))
     before = [unpacked(weight, transposed) for transposed in (False, True)]
     change(first)
     whole = torch.cat([first, second]).detach().to(dtype).float()
     assert not whole.equal(before[0])
     assert unpacked(weight).equal(whole) and unpacked(weight, transposed=True).equal(whole.T)
+
+
+@needs_kernels
+@each_dtype
+def test_another_parameter_in_a_module_is_seen(dtype):
+    module = linear(normal(4, 6))
+    weight = Weight(dtype, module)
+    weight.packed()
+    module.weight = nn.Parameter(normal(4, 6, seed=5))
+    assert unpacked(weight).equal(module.weight.detach().to(dtype).float())

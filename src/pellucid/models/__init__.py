@@ -5,6 +5,7 @@ from pellucid.models.fused import is_llama_like
 from pellucid.models.head import token_logprobs
 from pellucid.models.loading import load_causal_lm, load_scalar_model, new_causal_lm, quiet_transformers
 from pellucid.models.precision import Precision, autocast, resolve_device, resolve_precision
+from pellucid.models.weights import kernel_dtype
 from pellucid.models.wrappers import CausalLM, ScalarModel, enable_gradient_checkpointing
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "enable_gradient_checkpointing",
     "forward",
     "is_llama_like",
+    "kernel_dtype",
     "load_causal_lm",
     "load_scalar_model",
     "new_causal_lm",

@@ -49,37 +49,31 @@ class _NativeHead(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, packed: Weight, targets: Tensor, temperature: float, entropy: bool
     ) -> tuple[Tensor, Tensor]:
-        rows = _chunks(len(hidden), len(weight))
-        parts = [
-            ops.head(
-                ops.product(ops.rounded(hidden[part], packed.dtype), packed.packed()),
-                temperature,
-                targets[part],
-                entropy,
-            )
-            for part in rows
-        ]
-        columns = zip(*parts, strict=True) if parts else ([hidden[:, 0]], [hidden[:, 0]], [hidden[:, 0]])
-        log_norms, logprobs, entropies = (None if x[0] is None else torch.cat(x) for x in map(tuple, columns))
+        log_norms, logprobs, entropies = (torch.zeros(len(hidden)) for _ in range(3))
+        for part in _chunks(len(hidden), len(weight)):
+            logits = ops.product(ops.rounded(hidden[part], packed.dtype), packed.packed())
+            log_norms[part], logprobs[part], found = ops.head(logits, temperature, targets[part], entropy)
+            if found is not None:
+                entropies[part] = found
         ctx.save_for_backward(hidden, weight, targets, log_norms, entropies)
         ctx.packed, ctx.temperature = packed, temperature
         ctx.set_materialize_grads(False)
-        return logprobs, entropies if entropies is not None else torch.zeros_like(logprobs)
+        return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, dlogprobs: Tensor | None, dentropies: Tensor | None) -> Any:
         hidden, weight, targets, log_norms, entropies = ctx.saved_tensors
+        packed, dtype = ctx.packed, ctx.packed.dtype
         dlogprobs = torch.zeros_like(log_norms) if dlogprobs is None else dlogprobs.contiguous()
-        dentropies = None if dentropies is None or entropies is None else dentropies.contiguous()
-        dhidden, dweight, dtype = torch.empty_like(hidden), torch.zeros_like(weight), ctx.packed.dtype
+        dentropies = None if dentropies is None else dentropies.contiguous()
+        dhidden, dweight = torch.empty_like(hidden), torch.zeros_like(weight)
         for part in _chunks(len(hidden), len(weight)):
             x = ops.rounded(hidden[part], dtype)
-            dlogits = ops.head_backward(
-                ops.product(x, ctx.packed.packed()), ctx.temperature, targets[part], log_norms[part],
-                None if dentropies is None else entropies[part], dlogprobs[part],
-                None if dentropies is None else dentropies[part], dtype,
-            )  # fmt: skip
-            ops.product(dlogits, ctx.packed.packed(transposed=True), out=dhidden[part])
+            logits = ops.product(x, packed.packed())
+            known = (targets[part], log_norms[part], entropies[part])
+            wanted = (dlogprobs[part], None if dentropies is None else dentropies[part])
+            dlogits = ops.head_backward(logits, ctx.temperature, *known, *wanted, dtype)
+            ops.product(dlogits, packed.packed(transposed=True), out=dhidden[part])
             ops.weight_gradient(dlogits, x, onto=dweight)
         return dhidden, dweight, None, None, None, None
 

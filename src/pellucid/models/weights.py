@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid.models import native
 from pellucid.models.native import ops
@@ -24,18 +24,17 @@ def kernel_dtype(device: torch.device, precision: Precision, *weights: Tensor) -
 class Weight:
     """The weights of some linear layers, one below the other, in the layout of the kernels; made anew when they change."""
 
-    def __init__(self, dtype: torch.dtype, *parameters: Tensor) -> None:
-        self.dtype, self.parameters = dtype, parameters
+    def __init__(self, dtype: torch.dtype, *modules: nn.Linear) -> None:
+        self.dtype, self.modules = dtype, modules
         self._packed: dict[bool, tuple[tuple[tuple[int, int], ...], ops.Packed]] = {}
 
     def packed(self, transposed: bool = False) -> ops.Packed:
         """For x . weight^T; transposed: for dy . weight."""
-        state = tuple((p.data_ptr(), p._version) for p in self.parameters)
+        parts = [module.weight.detach() for module in self.modules]
+        state = tuple((part.data_ptr(), part._version) for part in parts)  # a detached tensor shares its version
         kept = self._packed.get(transposed)
         if kept is None or kept[0] != state:
-            whole = (
-                self.parameters[0] if len(self.parameters) == 1 else torch.cat([p.detach() for p in self.parameters])
-            )
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
             kept = (state, ops.pack(whole, self.dtype, transposed, out=kept and kept[1]))
             self._packed[transposed] = kept
         return kept[1]

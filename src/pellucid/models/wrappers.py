@@ -35,7 +35,7 @@ class CausalLM:
             adopt(hf)
         self._fused = fuse(hf, precision) if packing else None
         dtype = kernel_dtype(self.device, precision, self.head.weight)
-        self._packed_head = None if dtype is None else Weight(dtype, self.head.weight)
+        self._packed_head = None if dtype is None else Weight(dtype, self.head)
         self._check_head()
 
     @property

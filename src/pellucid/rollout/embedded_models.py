@@ -109,8 +109,9 @@ def serve(model: PreTrainedModel, precision: Precision) -> ServedModel:
     from pellucid.rollout.embedded_llama import LlamaModel
     from pellucid.rollout.embedded_native import NativeLlamaModel
 
-    if NativeLlamaModel.serves(model, precision) and _agree(native := NativeLlamaModel(model, precision), model):
-        return native
+    # In float32 whatever the precision: rounding would hide a layer that adds little.
+    if NativeLlamaModel.serves(model, precision) and _agree(NativeLlamaModel(model, "float32"), model):
+        return NativeLlamaModel(model, precision)
     if LlamaModel.serves(model) and _agree(LlamaModel(model, "float32"), model):
         return graphed(LlamaModel(model, precision), model.device)
     if not _agree(TransformersModel(model, "float32"), model):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pellucid.models import Precision, Serving, native
+from pellucid.models import Precision, Serving, kernel_dtype, native
 from pellucid.models.native import ops
 from pellucid.rollout.embedded_cache import SlotCache
 from pellucid.rollout.embedded_llama import Angles, Layer, Linear, LlamaModel, joined
@@ -35,17 +35,10 @@ class NativeLlamaModel(LlamaModel):
 
     @staticmethod
     def serves(model: PreTrainedModel, precision: Precision = "float32") -> bool:
-        kernels = native.load()
-        if (
-            kernels is None
-            or model.dtype != torch.float32
-            or model.device.type != "cpu"
-            or not LlamaModel.serves(model)
-        ):
+        if not LlamaModel.serves(model):
             return False
-        linears = [module for module in model.base_model.layers.modules() if isinstance(module, nn.Linear)]
-        even = all(linear.in_features % 2 == 0 for linear in linears)
-        return precision == "float32" or (bool(kernels.has_bfloat16()) and even)
+        weights = (p for p in model.base_model.layers.parameters() if p.dim() == 2)
+        return kernel_dtype(model.device, precision, *weights) is not None
 
     def release(self) -> None:
         self._held.clear()

@@ -139,7 +139,7 @@ INLINE float dot(int low, int64_t dim, const void *a, const void *b) {
 INLINE void softmax_row_backward(int low, int64_t columns, const float *scores, const float *dp, float log_norm, float along,
                                  float scale, void *p, void *ds) {
     for (int64_t i = 0; i < columns; i += LANES) {
-        vec weight = exponential(-higher(log_norm - *(const vec *)(scores + i), (vec){0}));
+        vec weight = exponential(at_most_0(*(const vec *)(scores + i) - log_norm));
         put_vec(p, i, weight, low);
         put_vec(ds, i, weight * (*(const vec *)(dp + i) - along) * scale, low);
     }

@@ -85,6 +85,9 @@ INLINE vec exponential(vec x) {
     return (vec)((ivec)result & ~tiny);
 }
 
+/* x, or 0 if it is greater. NaN stays. */
+INLINE vec at_most_0(vec x) { return (vec)((ivec)x & ~(x > 0.0f)); }
+
 /* 1 / (1 + exp(-x)) */
 INLINE vec sigmoid(vec x) {
     vec size = (vec)((ivec)x & 0x7fffffff), e = exponential(-size);

@@ -43,6 +43,7 @@ def pack(weight: Tensor, dtype: torch.dtype, transposed: bool = False, out: Pack
     weight = weight.detach()
     outputs, inputs = weight.shape[::-1] if transposed else weight.shape
     columns = kernels().panel_columns()
+    assert not _low(dtype) or inputs % 2 == 0
     if out is None:
         steps = inputs // 2 if _low(dtype) else inputs
         out = Packed(torch.empty(-(-outputs // columns), steps, columns), outputs, inputs, dtype)
@@ -57,10 +58,10 @@ def product(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # fmt: skip
     """x (N, inputs) in the weight's dtype -> x . weight^T + bias, (N, outputs) in dtype; or into out, or added to it."""
-    assert x.dtype == weight.dtype and x.shape[1] == weight.inputs
     if out is None:
         out = torch.empty(len(x), weight.outputs, dtype=dtype)
     low, out_low = _low(x.dtype), _low(out.dtype)
+    assert x.dtype == weight.dtype and x.shape[1] == weight.inputs and low >= out_low
     kernels().product(
         low, out_low, len(x), weight.outputs, weight.inputs, _at(x), _at(weight.panels), _at(bias), _at(out), add
     )
@@ -71,6 +72,8 @@ def weight_gradient(dy: Tensor, x: Tensor, onto: Tensor | None = None) -> Tensor
     """dy (N, outputs), x (N, inputs) -> dy^T . x, (outputs, inputs) float32; added to `onto` if given."""
     assert dy.dtype == x.dtype
     (n, outputs), inputs = dy.shape, x.shape[1]
+    if not n:
+        return torch.zeros(outputs, inputs) if onto is None else onto
     scratch = torch.empty(kernels().weight_gradient_scratch(inputs))
     out = torch.empty(outputs, inputs) if onto is None else onto
     add, low = onto is not None, _low(x.dtype)
@@ -90,7 +93,7 @@ def rms_norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """dy, x, onto: (N, W) float32. Returns (dx + onto, dweight (W,))."""
     (n, width), dx = x.shape, torch.empty_like(x)
-    sums = torch.empty(kernels().rms_norm_chunks(n), width)
+    sums = torch.zeros(max(kernels().rms_norm_chunks(n), 1), width)
     kernels().rms_norm_backward(n, width, _at(dy), _at(x), _at(weight), eps, _at(onto), _at(dx), _at(sums))
     return dx, sums[0]
 
@@ -99,6 +102,7 @@ def gated(gate_up: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Ten
     """gate_up (N, 2 W): gate, then up -> silu(gate) * up, (N, W) in dtype."""
     n, width = len(gate_up), gate_up.shape[1] // 2
     out = torch.empty(n, width, dtype=dtype) if out is None else out
+    assert _low(out.dtype) >= _low(gate_up.dtype)
     kernels().gated(_low(out.dtype), _low(gate_up.dtype), n, width, _at(gate_up), _at(out))
     return out
 
@@ -171,7 +175,7 @@ def head(
 
 
 def head_backward(
-    logits: Tensor, temperature: float, targets: Tensor, log_norms: Tensor, entropies: Tensor | None,
+    logits: Tensor, temperature: float, targets: Tensor, log_norms: Tensor, entropies: Tensor,
     dlogprobs: Tensor, dentropies: Tensor | None, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """The gradient with respect to the logits, (n, V) in dtype."""

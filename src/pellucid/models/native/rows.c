@@ -165,7 +165,7 @@ INLINE void head_row_backward(int low, int64_t size, const float *row, float sca
                               float dlogprob, float dentropy, void *out) {
     int64_t j = 0;
     for (; j + LANES <= size; j += LANES) {
-        vec logp = *(const vec *)(row + j) * scale - log_norm, p = exponential(-higher(-logp, (vec){0}));
+        vec logp = *(const vec *)(row + j) * scale - log_norm, p = exponential(at_most_0(logp));
         vec centred = dentropy == 0 ? (vec){0} : dentropy * (higher(logp, (vec){0} - 1e30f) + entropy);
         put_vec(out, j, -scale * p * (dlogprob + centred), low);
     }
