@@ -33,9 +33,16 @@ def quickstart_config(home: Path, run_dir: Path) -> dict[str, Any]:
     return {"run": RUN | {"dir": str(run_dir)}, "sft_steps": 2, "rm_steps": 2, "ppo_steps": 2}
 
 
+def low_ppo_config(home: Path, run_dir: Path) -> dict[str, Any]:
+    config = ppo_config(home, run_dir)
+    return config | {"run": config["run"] | {"precision": "bfloat16"}}
+
+
 CONFIGS: dict[str, Callable[..., dict[str, Any]]] = {
-    "sft": sft_config, "rm": rm_config, "ppo": ppo_config, "quickstart": quickstart_config,
+    "sft": sft_config, "rm": rm_config, "ppo": ppo_config, "ppo in bfloat16": low_ppo_config,
+    "quickstart": quickstart_config,
 }  # fmt: skip
+"""Their first word is the command."""
 CLOCKS = ("time/", "seconds", "ppo_seconds")
 
 
@@ -61,7 +68,7 @@ class Whole:
         self.record = record(self.run_dir)
 
     def start(self, resume: bool = False, die_at: int | None = None) -> Process:
-        arguments = [self.stage, str(self.path), *(["--resume"] if resume else [])]
+        arguments = [self.stage.split()[0], str(self.path), *(["--resume"] if resume else [])]
         return Process(arguments, self.run_dir, die_at, shrink_quickstart)
 
     def finish(self) -> None:
@@ -113,7 +120,7 @@ def metric_lines(run_dir: Path) -> int:
 def test_the_record_of_a_run_covers_what_it_leaves(whole: Whole) -> None:
     models = {"sft": {"actor"}, "rm": {"reward_model"}, "ppo": {"actor", "critic", "best"}}
     models["quickstart"] = {"sft/actor", "rm/reward_model", *models["ppo"]}
-    assert {f"{model}/model.safetensors" for model in models[whole.stage]} <= whole.record.keys()
+    assert {f"{model}/model.safetensors" for model in models[whole.stage.split()[0]]} <= whole.record.keys()
     assert {"metrics.jsonl", "summary.json", "config.toml"} <= whole.record.keys()
 
 
