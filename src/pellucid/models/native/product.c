@@ -34,14 +34,18 @@ INLINE void multiply(int low, int out_low, int64_t m, int64_t steps, const float
                      int64_t n, int64_t columns, int add) {
     vec sums[ROWS][2];
     int64_t i = 0;
-#define EACH(rows)                                                             \
-    for (; i + rows <= m; i += rows) {                                         \
+#define EACH(rows)                                                                \
+    for (; i + (rows) <= m; i += (rows)) {                                        \
         tile(rows, 2, low, steps, a + i * steps, steps, 1, panel, sums);          \
         store(rows, sums, bias, at(c, i * n, out_low), n, columns, add, out_low); \
     }
     EACH(ROWS)
+    EACH(2 * ROWS / 3) /* what is left in at most two steps: one row alone costs about as much as three */
     EACH(4)
+    EACH(3)
+    EACH(2)
     EACH(1)
+#undef EACH
 }
 
 /* Functions of their own, or OpenMP makes variables of the constants. */
