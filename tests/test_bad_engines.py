@@ -1,5 +1,5 @@
-"""What a user can get wrong with the engine: a cache that does not fit, a model that it cannot serve, a precision that there is
-not. Exit code 2, one or two lines, nothing half done."""
+"""What a user can get wrong with the engine: a cache that does not fit, a model that it cannot serve, a precision that
+there is not. Exit code 2, one or two lines, nothing half done."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def alibi(home: Path) -> Path:
 
 def train(home: Path, folder: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
     """(exit code, what was said of it) of a tiny PPO run."""
+    folder.mkdir(exist_ok=True)
     config: dict[str, Any] = ppo_config(home, folder / "run") | {"total_steps": 1}
     code = main(["ppo", str(write_toml(folder / "run.toml", config)), *flags])
     error = capsys.readouterr().err
@@ -45,12 +46,12 @@ def train(home: Path, folder: Path, capsys: pytest.CaptureFixture[str], *flags: 
 
 
 def test_a_cache_larger_than_memory_is_predicted(home, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(embedded_checks, "available_bytes", lambda device: 100_000)
+    monkeypatch.setattr(embedded_checks, "available_bytes", lambda device: 2048)
     monkeypatch.setattr(embedded, "SlotCache", None)  # it is said before one is made
     code, error = train(home, tmp_path, capsys)
     assert code == 2
     assert "the KV cache of " in error and " bytes (" in error and "Lower num_slots (to " in error
-    assert "max_new_tokens" in error and "97.7 KiB are free on cpu" in error
+    assert "max_new_tokens" in error and "2.0 KiB are free on cpu" in error
 
 
 def test_a_precision_that_there_is_not(home, tmp_path, capsys):

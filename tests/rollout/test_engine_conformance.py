@@ -91,8 +91,9 @@ def test_no_prompts_no_samples(engine):
 
 
 def test_an_empty_prompt_is_named(engine):
-    with pytest.raises(DataError, match="prompt 8 has no tokens"):
-        engine.generate([Prompt(7, [1], ""), Prompt(8, [], "")], PARAMS)
+    for asked in (engine.generate, engine.check):
+        with pytest.raises(DataError, match="prompt 8 has no tokens"):
+            asked([Prompt(7, [1], ""), Prompt(8, [], "")], PARAMS)
 
 
 @pytest.mark.parametrize(
@@ -100,5 +101,6 @@ def test_an_empty_prompt_is_named(engine):
     [("max_new_tokens", 0), ("samples_per_prompt", 0), ("temperature", -0.1), ("top_p", 0.0), ("top_k", -1)],
 )
 def test_params_out_of_range_are_named(engine, name, value):
-    with pytest.raises(ConfigError, match=f"{name} is {value}"):
-        engine.generate([Prompt(0, [1], "")], replace(PARAMS, **{name: value}))
+    for asked in (engine.generate, engine.check):
+        with pytest.raises(ConfigError, match=f"{name} is {value}"):
+            asked([Prompt(0, [1], "")], replace(PARAMS, **{name: value}))

@@ -103,8 +103,7 @@ class EmbeddedEngine(SharedWeights):
         check_request(prompts, params)
         if not prompts:
             return []
-        length = check_prompts(prompts, params, self.model, self.max_length)
-        num_slots = min(self.num_slots, len(prompts) * params.samples_per_prompt)
+        num_slots, length = self._size(prompts, params)
         with serving(self.model):
             cache = self._cache(num_slots, length)
             self._served.refresh(cache.length)
@@ -113,6 +112,17 @@ class EmbeddedEngine(SharedWeights):
             finally:
                 self._served.release()
         return sorted(finished, key=lambda sample: (sample.group_id, sample.sample_index))
+
+    def check(self, prompts: list[Prompt], params: SamplingParams) -> None:
+        """See RolloutEngine.check: the memory for the cache is asked for, too, and not taken."""
+        check_request(prompts, params)
+        if prompts:
+            check_memory(self._layers, *self._size(prompts, params), self.model.device)
+
+    def _size(self, prompts: list[Prompt], params: SamplingParams) -> tuple[int, int]:
+        """Slots, and tokens of each, that these need. Raises DataError for a prompt that cannot be served."""
+        length = check_prompts(prompts, params, self.model, self.max_length)
+        return min(self.num_slots, len(prompts) * params.samples_per_prompt), length
 
     @property
     def graphs(self) -> str | None:

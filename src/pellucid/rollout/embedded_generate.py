@@ -31,14 +31,19 @@ class GenerateEngine(SharedWeights):
         super().__init__(model, version)
         self.batch_size, self.precision = batch_size, precision
 
+    def check(self, prompts: list[Prompt], params: SamplingParams) -> None:
+        """See RolloutEngine.check."""
+        check_request(prompts, params)
+        if prompts:
+            check_prompts(prompts, params, self.model, None)
+
     def generate(
         self, prompts: list[Prompt], params: SamplingParams, *, progress: Progress | None = None
     ) -> list[Sample]:
         """See RolloutEngine.generate. Raises what EmbeddedEngine.generate does, for the same reasons."""
-        check_request(prompts, params)
+        self.check(prompts, params)
         if not prompts:
             return []
-        check_prompts(prompts, params, self.model, None)
         requests, samples = requests_of(prompts, params), list[Sample]()
         with serving(self.model), autocast(self.model.device, self.precision), _no_habits(self.model):
             for start in range(0, len(requests), self.batch_size):

@@ -31,6 +31,10 @@ class RolloutEngine(Protocol):
         """
         ...
 
+    def check(self, prompts: list[Prompt], params: SamplingParams) -> None:
+        """Raises what `generate` of these would raise before sampling, and does nothing else."""
+        ...
+
     def load_weights(self, source: Any, version: int) -> None:
         """Sample from these weights from now on, as `version`. What source may be is the engine's to say."""
         ...

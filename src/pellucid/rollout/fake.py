@@ -35,10 +35,13 @@ class FakeEngine:
         self.calls: list[tuple[list[Prompt], SamplingParams]] = []
         self.loads: list[tuple[Any, int]] = []
 
+    def check(self, prompts: list[Prompt], params: SamplingParams) -> None:
+        check_request(prompts, params)
+
     def generate(
         self, prompts: list[Prompt], params: SamplingParams, *, progress: Progress | None = None
     ) -> list[Sample]:
-        check_request(prompts, params)
+        self.check(prompts, params)
         self.calls.append((prompts, params))
         samples: list[Sample] = []
         total = len(prompts) * params.samples_per_prompt

@@ -101,6 +101,8 @@ class _PPORun:
                 f"{config.data.source}: {len(self.prompts)} prompts are fewer than rollout.prompts_per_step "
                 f"{config.rollout.prompts_per_step}; lower it and raise rollout.samples_per_prompt instead"
             )
+        longest = sorted(self.prompts, key=lambda prompt: len(prompt.input_ids))[-config.rollout.prompts_per_step :]
+        self.workers.engine.check(longest, params)
         self.loader: Loader[Prompt] = Loader(self.prompts, config.run.seed, config.rollout.prompts_per_step)
         self.ptx: Loader[Any] | None = None
         if config.ptx_data and config.algo.ptx_coef > 0:
