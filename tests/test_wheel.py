@@ -55,8 +55,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {name.split("/")[0].split("-")[0] for name in names} == {"pellucid"}
     assert "pellucid/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    sources = {path.relative_to(ROOT / "src").as_posix() for path in ROOT.glob("src/pellucid/**/*.py")}
-    assert sources <= set(names)
+    sources = {path for pattern in ("*.py", "*.[ch]") for path in (ROOT / "src/pellucid").rglob(pattern)}
+    assert {path.relative_to(ROOT / "src").as_posix() for path in sources} <= set(names)
 
 
 def test_wheel_is_what_runs(installed: Path, tmp_path: Path) -> None:
