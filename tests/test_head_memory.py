@@ -54,7 +54,7 @@ def doubled(vocabulary, tokens):
 peak(256, 2 * LENGTH)  # warm up: libraries allocate on first use
 chunks = doubled(4096, 1024)
 models.head.CHUNK_ELEMENTS = 1 << 40  # as if nobody had cut the logits into chunks
-print(json.dumps({"chunks": chunks, "whole": doubled(2048, 1024)}))
+print(json.dumps({"chunks": chunks, "whole": doubled(4096, 1024)}))
 """
 
 
@@ -85,5 +85,5 @@ def test_peak_memory_of_an_actor_step_does_not_grow_with_vocabulary_times_tokens
 
 
 def test_the_measurement_sees_logits_that_are_held_whole(peaks):
-    logits = 4 * 2048 * (1024 - 1024 // 128)  # a sequence's first token has none
-    assert crossed(*peaks["whole"]) > 1.9 * logits, peaks  # they and their gradient
+    logits = 4 * 4096 * (1024 - 1024 // 128)  # a sequence's first token has none
+    assert crossed(*peaks["whole"]) > 1.5 * logits, peaks  # they and their gradient are 2
