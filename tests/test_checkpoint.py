@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from pellucid.checkpoint import RunDirectory, atomic_directory, atomic_write, writing
+from pellucid.checkpoint import RunDirectory
 from pellucid.config import QuickstartConfig, RunConfig, dump_toml
 from pellucid.errors import CheckpointError, ConfigError, RewardError
+from pellucid.files import atomic_directory, atomic_write, writing
 from pellucid.metrics import JsonlSink, Metrics, require_loggers
 
 

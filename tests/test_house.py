@@ -24,7 +24,7 @@ FLOORS = (
     {"cli"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-BASEMENT = {"errors"}
+BASEMENT = {"errors", "files"}
 """Below every floor: imports nothing of the house, and anyone may import it."""
 ROOFS = {"__init__", "doctor"}
 """The package's own front, and `pellucid doctor`, which belongs to the command line: they may see everything."""

@@ -1,7 +1,7 @@
-"""A run is a closed record: its directory, its checkpoints, and files that are either whole or absent.
+"""A run is a closed record: its directory and its checkpoints.
 
-Everything is written beside its final name, synced, and renamed. A checkpoint carries a manifest with the SHA-256 of
-each of its files; one that does not match is passed over for the one before, and that is said.
+A checkpoint carries a manifest with the SHA-256 of each of its files; one that does not match is passed over for the one
+before, and that is said.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import errno
 import fcntl
 import hashlib
 import json
-import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,79 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from pellucid.config import Section, differences, dump_toml, read_toml, to_tree
 from pellucid.errors import CheckpointError, PellucidError
+from pellucid.files import WRITE_FAULTS, atomic_directory, atomic_write, unwritable, writing
 
 MANIFEST = "manifest.json"
 FREE_KEYS = ("run.dir", "run.loggers", "run.keep_checkpoints")
 """What may differ between a run and its resumption: nothing here changes a number of the run."""
-WRITE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)
-"""Errors of the operating system that are about the disk, not about this code."""
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns a full disk or a forbidden folder into a CheckpointError that names the path."""
-    try:
-        yield
-    except OSError as error:
-        raise _unwritable(path, error.errno, error.strerror or str(error)) from error
-    except SafetensorError as error:  # written in Rust, which wraps the system's error in text
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise _unwritable(path, int(number[1]), os.strerror(int(number[1]))) from error
-
-
-def _unwritable(path: Path, number: int | None, reason: str | None) -> CheckpointError:
-    advice = {
-        errno.ENOSPC: "; free some space",
-        errno.EDQUOT: "; free some space",
-        errno.EACCES: "; choose another folder, or change its permissions",
-        errno.EROFS: "; choose another folder",
-    }.get(number or 0, "")
-    reason = reason or "unknown reason"
-    return CheckpointError(f"{path}: cannot be written: {reason}{advice}")
-
-
-@contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yields a scratch folder beside path that takes its name, whole, when the block ends without an exception."""
-    scratch, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
-    with writing(path):
-        for leftover in (scratch, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        try:
-            yield scratch
-            for file in scratch.rglob("*"):
-                _sync(file)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
-        if path.exists():
-            path.rename(old)
-        scratch.rename(path)
-        _sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def atomic_write(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        scratch.write_text(text, encoding="utf-8")
-        _sync(scratch)
-        scratch.replace(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class RunDirectory:
@@ -160,7 +93,7 @@ class RunDirectory:
             if error.errno not in WRITE_FAULTS:
                 raise
             path = Path(str(error.filename or self.path))
-            raise self._with_hint(_unwritable(path, error.errno, error.strerror)) from error
+            raise self._with_hint(unwritable(path, error.errno, error.strerror)) from error
         finally:
             self.close()
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from pellucid.checkpoint import atomic_directory
 from pellucid.config import PPOConfig, RunConfig
 from pellucid.data import locate
 from pellucid.errors import ConfigError
 from pellucid.execution.workers import ActorWorker, CriticWorker, ReferenceWorker, limits_of
+from pellucid.files import atomic_directory
 from pellucid.models import (
     CausalLM,
     Precision,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pellucid.checkpoint import atomic_write
 from pellucid.core import kl_estimate
 from pellucid.execution.local import Workers
+from pellucid.files import atomic_write
 from pellucid.rewards import RewardSource
 from pellucid.stages.scoring import raw_scores
 from pellucid.types import Prompt, SamplingParams, StepStats, collate

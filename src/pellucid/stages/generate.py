@@ -6,9 +6,9 @@ import json
 import sys
 from typing import Any
 
-from pellucid.checkpoint import atomic_write
 from pellucid.config import DataConfig, GenerateConfig
 from pellucid.data import Rows, as_chat, prompts_from
+from pellucid.files import atomic_write
 from pellucid.metrics import Reporter
 from pellucid.models import load_causal_lm, resolve_device
 from pellucid.rollout import local_engine

@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pellucid.checkpoint import atomic_directory, atomic_write
 from pellucid.config import (
     AlgoConfig,
     DataConfig,
@@ -27,6 +26,7 @@ from pellucid.config import (
     SFTConfig,
 )
 from pellucid.data import gold_score
+from pellucid.files import atomic_directory, atomic_write
 from pellucid.metrics import Reporter
 from pellucid.stages.evaluation import read_rows
 from pellucid.stages.run import train_ppo
