@@ -224,7 +224,7 @@ def with_old(batch: Any, actor: Any) -> Any:
 
     logprobs, entropy = actor.logprobs(batch, entropy=True)
     advantages = torch.randn(batch.input_ids.shape, generator=torch.Generator().manual_seed(0)) * batch.action_mask
-    return batch.having(old_logprobs=logprobs, old_entropy=entropy, advantages=advantages)
+    return batch.having(old_logprobs=logprobs, entropy=entropy, advantages=advantages)
 
 
 def rounds(

@@ -12,6 +12,7 @@ from tiny_runs import padded, ppo_config, ragged_rows, random_batch, save_models
 from torch import Tensor
 
 from pellucid.config import AlgoConfig, OptimizerConfig
+from pellucid.execution.learner import Gathered
 from pellucid.execution.local import Workers, build_workers
 from pellucid.execution.workers import ActorWorker, CriticWorker
 from pellucid.models import CausalLM, ScalarModel
@@ -143,9 +144,9 @@ def gradients(worker: ActorWorker | CriticWorker, batch: Batch) -> list[Tensor]:
     """What one optimizer step would see. Fresh tensors, never None."""
     worker.learner.step = dict
     if isinstance(worker, ActorWorker):
-        worker._minibatch(batch, 0.2, None)
+        worker._minibatch(batch, 0.2, None, Gathered(batch))
     else:
-        worker._minibatch(batch)
+        worker._minibatch(batch, Gathered(batch))
     return [p.grad.clone() for p in worker.model.hf.parameters()]
 
 
@@ -208,8 +209,8 @@ def test_splitting_into_micro_batches_changes_no_metric(micro_batch_size):
     whole.learner.step = dict
     split = actor(micro_batch_size)
     split.learner.step = dict
-    expected, worst = whole._minibatch(batch, 0.2, None)
-    ours, our_worst = split._minibatch(batch, 0.2, None)
+    expected, worst = whole._minibatch(batch, 0.2, None, Gathered(batch))
+    ours, our_worst = split._minibatch(batch, 0.2, None, Gathered(batch))
     assert ours == pytest.approx(expected, abs=1e-5) and our_worst == pytest.approx(worst, abs=1e-5)
 
 

@@ -23,7 +23,7 @@ from pellucid.errors import CheckpointError, PellucidError
 from pellucid.files import WRITE_FAULTS, atomic_directory, atomic_write, unwritable, writing
 
 MANIFEST = "manifest.json"
-FREE_KEYS = ("run.dir", "run.loggers", "run.keep_checkpoints")
+FREE_KEYS = ("run.dir", "run.loggers", "run.keep_checkpoints", "trace.")
 """What may differ between a run and its resumption: nothing here changes a number of the run."""
 
 

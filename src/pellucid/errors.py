@@ -25,3 +25,7 @@ class IntegrityError(PellucidError):
 
 class CheckpointError(PellucidError):
     """A run directory or a checkpoint cannot be used, or cannot be written."""
+
+
+class RecordError(PellucidError):
+    """A recorded step cannot be read: it is missing, damaged, foreign, or written by another version of the schema."""

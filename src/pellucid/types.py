@@ -100,7 +100,7 @@ class _Rows:
 
         def pick(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value[rows, :length] if value.dim() == 2 else value[rows]
+                return value[rows, :length] if value.dim() > 1 else value[rows]
             return tuple(value[i] for i in rows.tolist()) if isinstance(value, tuple) else value
 
         return replace(self, **{f.name: pick(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var]
@@ -136,13 +136,27 @@ class Batch(_Rows):
     stop_reason: tuple[StopReason, ...]  # (B,)
     scores: Tensor | None = None  # (B,)
     old_logprobs: Tensor | None = None  # (B,T)
-    old_entropy: Tensor | None = None  # (B,T) nats
+    entropy: Tensor | None = None  # (B,T) nats
     ref_logprobs: Tensor | None = None  # (B,T)
     old_values: Tensor | None = None  # (B,T)
     kl: Tensor | None = None  # (B,T) k1 against the reference
     rewards: Tensor | None = None  # (B,T)
     advantages: Tensor | None = None  # (B,T)
     returns: Tensor | None = None  # (B,T)
+    top_ids: Tensor | None = None  # (B,T,K) the likeliest tokens before the updates, where they are recorded
+    top_logprobs: Tensor | None = None  # (B,T,K)
+    # What follows is of the last epoch's pass over each sample, before the optimizer step that it led to.
+    logprobs: Tensor | None = None  # (B,T)
+    log_ratio: Tensor | None = None  # (B,T)
+    ratio: Tensor | None = None  # (B,T)
+    clipped: Tensor | None = None  # (B,T) bool
+    logprob_grads: Tensor | None = None  # (B,T) d actor loss / d logprobs, without ptx
+    values: Tensor | None = None  # (B,T)
+    value_clipped: Tensor | None = None  # (B,T) bool
+    value_grads: Tensor | None = None  # (B,T) d value loss / d values
+    minibatch: Tensor | None = None  # (B,) which optimizer step of the epoch, from 0
+    actor_denominator: Tensor | None = None  # (B,) what that step's loss was divided by
+    critic_denominator: Tensor | None = None  # (B,)
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]

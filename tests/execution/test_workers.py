@@ -12,7 +12,7 @@ from tiny_runs import ragged_rows, random_batch, sample
 from pellucid.config import AlgoConfig, OptimizerConfig
 from pellucid.core import aggregate, kl_loss, nll, ppo_clip
 from pellucid.errors import IntegrityError
-from pellucid.execution.learner import MicroBatchLimits
+from pellucid.execution.learner import Gathered, MicroBatchLimits
 from pellucid.execution.workers import ActorWorker, CriticWorker, ReferenceWorker
 from pellucid.models import CausalLM, ScalarModel
 from pellucid.types import Batch, collate, collate_supervised
@@ -102,7 +102,7 @@ def test_the_clip_holds_the_ratio_back():
         worker = actor(num_epochs=20, clip_eps_high=eps)
         before = worker.logprobs(batch)[0]
         ready = batch.having(old_logprobs=before, advantages=1.0 * batch.action_mask)
-        clip_fraction = worker.update(ready, kl_coef=0.0, seed=0)["actor/clip_fraction"]
+        clip_fraction = worker.update(ready, kl_coef=0.0, seed=0)[0]["actor/clip_fraction"]
         assert clip_fraction > 0.3 if eps == 0.2 else clip_fraction == 0
         moved.append((worker.logprobs(batch)[0] - before).sum().item())
     assert 0 < moved[0] < 0.7 * moved[1]
@@ -130,7 +130,7 @@ def test_the_critics_loss_and_gradient_are_the_formula():
     loss.backward()
     theirs = [p.grad for p in plain.model.hf.parameters()]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
-    assert worker.update(batch, seed=0)["critic/value_loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert worker.update(batch, seed=0)[0]["critic/value_loss"] == pytest.approx(loss.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["token", "sequence", "constant"])
@@ -146,13 +146,13 @@ def test_each_aggregation_divides_by_its_own_count(mode):
         "sequence": (sums / mask.sum(1)).mean(),
         "constant": sums.sum() / (6 * 8),
     }[mode]
-    stats, _ = worker._minibatch(batch, 0.0, None)
+    stats, _ = worker._minibatch(batch, 0.0, None, Gathered(batch))
     assert stats["policy_loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_metrics_of_an_update():
     worker = actor(num_epochs=2, minibatch_size=3, micro_batch_size=2)
-    stats = worker.update(on_policy(worker), kl_coef=0.0, seed=0)
+    stats, _ = worker.update(on_policy(worker), kl_coef=0.0, seed=0)
     assert all(math.isfinite(value) for value in stats.values())
     assert set(stats) == {
         "actor/policy_loss", "actor/approx_kl", "actor/clip_fraction", "actor/ratio", "actor/grad_norm", "actor/lr",
@@ -179,7 +179,7 @@ def test_the_kl_in_the_loss_is_kl_coef_times_the_estimator():
     batch, coef = random_batch(), 0.3
     for kind in ("k1", "k2", "k3", "k3_corrected"):
         worker = actor(kl_in="loss", kl_loss=kind)
-        ours = gradients(worker, lambda worker=worker: worker._minibatch(batch, coef, None))
+        ours = gradients(worker, lambda worker=worker: worker._minibatch(batch, coef, None, Gathered(batch)))
         plain = actor()
         mask = batch.action_mask
         new, _ = plain.model.logprobs(batch.input_ids, batch.attention_mask, mask, 1.0)
@@ -191,9 +191,9 @@ def test_the_kl_in_the_loss_is_kl_coef_times_the_estimator():
 
 def test_no_kl_in_the_loss_when_it_is_in_the_reward():
     worker, batch = actor(kl_in="reward"), random_batch()
-    assert "kl_loss" not in worker._minibatch(batch, 0.3, None)[0]
+    assert "kl_loss" not in worker._minibatch(batch, 0.3, None, Gathered(batch))[0]
     worker = actor(kl_in="loss")
-    assert worker._minibatch(batch, 0.3, None)[0]["kl_loss"] != 0
+    assert worker._minibatch(batch, 0.3, None, Gathered(batch))[0]["kl_loss"] != 0
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 8])
@@ -203,8 +203,8 @@ def test_ptx_adds_ptx_coef_times_the_nll_of_its_batch(micro_batch_size):
     text = collate_supervised(rows, [[False] + [True] * (len(row) - 1) for row in rows], pad_id=0)
     worker = actor(ptx_coef=coef, micro_batch_size=micro_batch_size)
     results = []
-    with_ptx = gradients(worker, lambda: results.append(worker._minibatch(batch, 0.0, text)))
-    without = gradients(worker, lambda: worker._minibatch(batch, 0.0, None))
+    with_ptx = gradients(worker, lambda: results.append(worker._minibatch(batch, 0.0, text, Gathered(batch))))
+    without = gradients(worker, lambda: worker._minibatch(batch, 0.0, None, Gathered(batch)))
     plain = actor()
     logprobs, _ = plain.model.logprobs(text.input_ids, text.attention_mask, text.loss_mask, 1.0)
     loss = aggregate(nll(logprobs), text.loss_mask, "token")
@@ -218,7 +218,7 @@ def test_ptx_takes_one_batch_for_each_minibatch():
     worker = actor(ptx_coef=0.5, num_epochs=2, minibatch_size=3, micro_batch_size=3)
     text = collate_supervised([[1, 2, 3]], [[False, True, True]], pad_id=0)
     endless = iter([text] * 5)
-    stats = worker.update(on_policy(worker), kl_coef=0.0, seed=0, ptx=endless)
+    stats, _ = worker.update(on_policy(worker), kl_coef=0.0, seed=0, ptx=endless)
     assert len(list(endless)) == 1
     assert 0 < stats["actor/ptx_loss"] < 3 * math.log(VOCAB_SIZE)
 
@@ -257,7 +257,7 @@ def test_another_temperature_is_fatal():
 
 def test_the_ratio_may_leave_1_after_the_first_minibatch():
     worker = actor(lr=0.05, num_epochs=3, minibatch_size=2, micro_batch_size=2)
-    stats = worker.update(on_policy(worker), kl_coef=0.0, seed=0)
+    stats, _ = worker.update(on_policy(worker), kl_coef=0.0, seed=0)
     assert stats["actor/log_ratio_max"] > 0.1
 
 

@@ -170,11 +170,12 @@ def test_an_engine_that_missed_an_update_is_fatal(setup, source, words):
 
 def test_old_logprobs_are_the_engines_after_the_first_iteration(setup):
     run = setup()
-    first, _, _ = run.iterate(1)
-    assert first.old_entropy is not None and not first.old_logprobs.equal(first.rollout_logprobs)
+    first, _, stats = run.iterate(1)
+    assert "rollout/parity_max" in stats and not first.old_logprobs.equal(first.rollout_logprobs)
     second, _, stats = run.iterate(2)
     assert second.old_logprobs.equal(second.rollout_logprobs)
-    assert second.old_entropy is None and stats["policy/entropy"] > 0 and "rollout/parity_max" not in stats
+    assert stats["policy/entropy"] == pytest.approx(second.entropy[second.action_mask].mean().item(), rel=1e-5)
+    assert stats["policy/entropy"] > 0 and "rollout/parity_max" not in stats
     assert 0 < stats["actor/first_ratio_error"] < 1e-4
 
 
@@ -185,8 +186,8 @@ def test_old_logprobs_are_the_trainers_where_the_engines_will_not_do(setup, chan
     run.iterate(1)
     if stale:  # another version sampled: its log-probs are not of the policy before this update
         run.workers.engine.version = 0
-    batch, _, _ = run.iterate(2)
-    assert batch.old_entropy is not None and not batch.old_logprobs.equal(batch.rollout_logprobs)
+    batch, _, stats = run.iterate(2)
+    assert "rollout/parity_max" in stats and not batch.old_logprobs.equal(batch.rollout_logprobs)
 
 
 def test_an_engine_at_another_temperature_is_fatal(setup):

@@ -14,6 +14,7 @@ from pellucid.config.schema import (
     RolloutConfig,
     SFTConfig,
     SupervisedConfig,
+    TraceConfig,
 )
 from pellucid.config.sections import (
     DataConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "SFTConfig",
     "Section",
     "SupervisedConfig",
+    "TraceConfig",
     "differences",
     "dump_toml",
     "help_text",

@@ -167,6 +167,21 @@ class PPOEvalConfig(Section):
     """Of the evaluations after step 0, the actor with the highest value of this metric is kept in best/."""
 
 
+class TraceConfig(Section):
+    """What is recorded of every token, for `pellucid view` and `pellucid replay`. Changes no number of the run."""
+
+    record: bool = True
+    """Write rollouts/, manifests/ and spans.json."""
+    every: PositiveInt = 1
+    """Steps between records; the first and the last step are always recorded."""
+    samples: NonNegativeInt = 1024
+    """Samples of a step that are recorded, in whole groups; 0 records all."""
+    keep: NonNegativeInt = 0
+    """How many of the newest recorded steps stay on disk; 0 keeps all."""
+    alternatives: NonNegativeInt = 0
+    """Likeliest tokens recorded beside each sampled one, at the cost of one more pass of the actor; 0 records none."""
+
+
 class PPOConfig(Section):
     """`pellucid ppo`: reinforcement learning from a reward, with four models."""
 
@@ -181,6 +196,7 @@ class PPOConfig(Section):
     reward: RewardConfig = RewardConfig()
     algo: AlgoConfig = AlgoConfig()
     eval: PPOEvalConfig = PPOEvalConfig()
+    trace: TraceConfig = TraceConfig()
     actor_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5)
     critic_optimizer: OptimizerConfig = OptimizerConfig(lr=2e-5)
 

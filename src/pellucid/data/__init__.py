@@ -13,7 +13,7 @@ from pellucid.data.tokenize import (
     prompts_from,
     supervised_examples,
 )
-from pellucid.data.tokenizers import ensure_pad, load_tokenizer, locate, stop_token_ids, train_bpe
+from pellucid.data.tokenizers import ensure_pad, load_tokenizer, locate, stop_token_ids, token_bytes, train_bpe
 
 __all__ = [
     "Format",
@@ -34,6 +34,7 @@ __all__ = [
     "read_rows",
     "stop_token_ids",
     "supervised_examples",
+    "token_bytes",
     "train_bpe",
     "with_prompts",
     "with_system",

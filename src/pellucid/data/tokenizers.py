@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,39 @@ def stop_token_ids(tokenizer: Any, generation_config_eos: int | Sequence[int] | 
     ids = {tokenizer.eos_token_id, end_of_turn_id(tokenizer)}
     ids |= {given} if isinstance(given, int) else set(given or ())
     return tuple(sorted(i for i in ids if i is not None))
+
+
+def token_bytes(tokenizer: Any) -> list[bytes]:
+    """The bytes that each id stands for, by id, for ids 0 to len(tokenizer) - 1. One token may be a part of a character.
+
+    Byte-level BPE writes bytes as letters of an alphabet of its own; SentencePiece writes a space as U+2581 and a byte as
+    <0xE2>. Anything else is decoded token by token.
+    """
+    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    added = {str(token) for token in tokenizer.get_added_vocab()}
+    decoder = str(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", ""))
+    if "ByteLevel" in decoder:
+        alphabet = {letter: byte for byte, letter in _byte_alphabet().items()}
+        return [
+            name.encode() if name in added or not set(name) <= alphabet.keys() else bytes(alphabet[c] for c in name)
+            for name in names
+        ]
+    if "ByteFallback" in decoder or any(name.startswith("\u2581") for name in names if name):
+        return [
+            bytes([int(name[3:5], 16)]) if _BYTE_TOKEN.fullmatch(name) else name.replace("\u2581", " ").encode()
+            for name in names
+        ]
+    return [tokenizer.decode([i]).encode(errors="replace") for i in range(len(names))]
+
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """byte -> letter of GPT-2's byte-level BPE: printable bytes stand for themselves, the rest follow from U+0100."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = (byte for byte in range(256) if byte not in printable)
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
 def train_bpe(

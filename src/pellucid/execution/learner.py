@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import math
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from pellucid.config import OptimizerConfig
 from pellucid.errors import IntegrityError
+from pellucid.types import Batch
 
 ADAM_EPS = 1e-5
 
@@ -109,6 +111,10 @@ class Learner:
         step = rate * state["exp_avg"].abs() / (state["exp_avg_sq"].sqrt() + ADAM_EPS)
         return bool((step > parameter.abs() * 2**-23 + 1e-30).any())
 
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits that stand for the weights as they are after the last step."""
+        return _combined(self._fingerprints)
+
     def state_dict(self) -> dict[str, Any]:
         return {"weights": self.module.state_dict(), "adam": self._adam.state_dict(), "updates": self.updates}
 
@@ -125,6 +131,17 @@ def _fingerprint(parameter: Tensor) -> int:
     step moves by the same amount, half of them up and half down, cancel in it (a norm of 32 weights: one time in 7)."""
     bits = parameter.view(torch.int32)
     return int((bits * bits).sum(dtype=torch.int64))
+
+
+def fingerprint(module: nn.Module) -> str:
+    """As `Learner.fingerprint`, of a module that nobody trains."""
+    return _combined([_fingerprint(p) for p in module.parameters()])
+
+
+def _combined(fingerprints: list[int]) -> str:
+    return hashlib.blake2b(
+        b"".join(n.to_bytes(8, "little", signed=True) for n in fingerprints), digest_size=16
+    ).hexdigest()
 
 
 def minibatches(n: int, size: int, seed: int) -> Iterator[Tensor]:
@@ -164,6 +181,31 @@ def micro_batches(lengths: Tensor, limits: MicroBatchLimits) -> list[Tensor]:
             return [torch.tensor(group) for group in groups]
         count += 1
     return [torch.tensor([row]) for row in order]
+
+
+class Gathered:
+    """What micro-batches make of their rows, laid out over the whole batch: tensors (B,) or (B,T), 0 where nothing was put.
+    A later piece replaces an earlier one, so after several passes they hold the last."""
+
+    def __init__(self, batch: Batch, rows: Tensor | None = None, tensors: dict[str, Tensor] | None = None) -> None:
+        self._batch, self._rows = batch, rows
+        self.tensors: dict[str, Tensor] = {} if tensors is None else tensors
+
+    def of(self, rows: Tensor) -> Gathered:
+        """The same tensors, for someone who counts rows within these."""
+        return Gathered(self._batch, rows, self.tensors)
+
+    def put(self, rows: Tensor, **pieces: Tensor | None) -> None:
+        """pieces: name -> (n,) or (n,T') for the n rows, None for what was not made."""
+        rows = rows if self._rows is None else self._rows[rows]
+        for name, piece in pieces.items():
+            if piece is None:
+                continue
+            if name not in self.tensors:
+                shape = self._batch.input_ids.shape[: piece.dim()]
+                self.tensors[name] = torch.zeros(*shape, *piece.shape[2:], dtype=piece.dtype)
+            columns = () if piece.dim() == 1 else (slice(piece.shape[1]),)
+            self.tensors[name][(rows, *columns)] = piece.detach().cpu()
 
 
 class Means:

@@ -11,6 +11,7 @@ import torch
 from pellucid.config import PPOConfig, RunConfig
 from pellucid.data import locate
 from pellucid.errors import ConfigError
+from pellucid.execution.learner import fingerprint
 from pellucid.execution.workers import ActorWorker, CriticWorker, ReferenceWorker, limits_of
 from pellucid.files import atomic_directory
 from pellucid.models import (
@@ -38,6 +39,18 @@ class Workers:
     reward: RewardSource
     engine: RolloutEngine
 
+    def trained(self, version: int) -> list[dict[str, Any]]:
+        """For the record: the weights that training moves, after the update that made this version of them."""
+        roles = {"actor": self.actor} | ({"critic": self.critic} if self.critic else {})
+        return [_weights(role, w.model, version, w.learner.fingerprint()) for role, w in roles.items()]
+
+    def frozen(self) -> list[dict[str, Any]]:
+        """The same for the weights that stay as they are. Reads all of them."""
+        models: dict[str, CausalLM | ScalarModel] = {"reference": self.reference.model}
+        if isinstance(self.reward, ModelReward):
+            models["reward"] = self.reward.model
+        return [_weights(role, model, 0, fingerprint(model.hf)) for role, model in models.items()]
+
     def state_dict(self) -> dict[str, Any]:
         critic = {"critic": self.critic.learner.state_dict()} if self.critic else {}
         return {"actor": self.actor.learner.state_dict()} | critic
@@ -47,6 +60,19 @@ class Workers:
         if self.critic:
             self.critic.learner.load_state_dict(state["critic"])
         self.engine.load_weights(None, version)
+
+
+def _weights(role: str, model: CausalLM | ScalarModel, version: int, digits: str) -> dict[str, Any]:
+    parameters = list(model.hf.parameters())
+    return {
+        "role": role,
+        "version": version,
+        "hash": digits,
+        "parameters": sum(p.numel() for p in parameters),
+        "bytes": sum(p.nbytes for p in parameters),
+        "dtype": str(parameters[0].dtype).removeprefix("torch."),
+        "precision": model.precision,
+    }
 
 
 def prepare_process(run: RunConfig) -> tuple[str, Precision]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pellucid.config import AlgoConfig, OptimizerConfig, PassConfig
 from pellucid.core import aggregate, cispo, gspo, kl_loss, masked_mean, nll, ppo_clip, value_clip
 from pellucid.errors import IntegrityError
-from pellucid.execution.learner import Learner, Means, MicroBatchLimits, micro_batches, minibatches
+from pellucid.execution.learner import Gathered, Learner, Means, MicroBatchLimits, micro_batches, minibatches
 from pellucid.models import CausalLM, ScalarModel, enable_gradient_checkpointing
 from pellucid.types import Batch, StepStats, SupervisedBatch
 
@@ -39,16 +39,24 @@ class ReferenceWorker:
     @torch.no_grad()
     def logprobs(self, batch: Batch, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """(logprobs, entropy or None), each (B,T), 0 outside action_mask."""
-        logprobs = torch.zeros(batch.input_ids.shape)
-        entropies = torch.zeros(batch.input_ids.shape) if entropy else None
+        made = Gathered(batch)
         for rows, micro in split(batch, self.limits, self.model.device):
             new, ent = self.model.logprobs(
                 micro.input_ids, micro.attention_mask, micro.action_mask, self.temperature, entropy
             )
-            logprobs[rows, : new.shape[1]] = new.cpu()
-            if entropies is not None and ent is not None:
-                entropies[rows, : new.shape[1]] = ent.cpu()
-        return logprobs, entropies
+            made.put(rows, logprobs=new, entropy=ent)
+        return made.tensors["logprobs"], made.tensors.get("entropy")
+
+    @torch.no_grad()
+    def top_tokens(self, batch: Batch, k: int) -> dict[str, Tensor]:
+        """The k likeliest tokens at each action: top_ids and top_logprobs, each (B,T,K), 0 outside action_mask."""
+        made = Gathered(batch)
+        for rows, micro in split(batch, self.limits, self.model.device):
+            ids, logprobs = self.model.top_tokens(
+                micro.input_ids, micro.attention_mask, micro.action_mask, self.temperature, k
+            )
+            made.put(rows, top_ids=ids, top_logprobs=logprobs)
+        return made.tensors
 
 
 class ActorWorker(ReferenceWorker):
@@ -71,47 +79,52 @@ class ActorWorker(ReferenceWorker):
 
     def update(
         self, batch: Batch, kl_coef: float, seed: int, ptx: Iterator[SupervisedBatch] | None = None
-    ) -> StepStats:
-        """num_epochs passes of minibatches over the batch. Returns metrics, named in docs/metrics.md.
+    ) -> tuple[StepStats, dict[str, Tensor]]:
+        """num_epochs passes of minibatches over the batch. Returns metrics, named in docs/metrics.md, and what the last
+        pass made: logprobs, log_ratio, ratio, clipped, logprob_grads (B,T), minibatch and actor_denominator (B,); and
+        entropy (B,T), of the first pass, if the batch has none yet.
 
         ptx: supervised batches, one per minibatch, weighted by ptx_coef. Raises IntegrityError when the first
         minibatch's ratio is not 1, a loss or gradient is not finite, or weights do not move.
         """
-        means, entropy, first, worst = Means(), Means(), None, 0.0
+        means, made, first, worst = Means(), Gathered(batch), None, 0.0
         for epoch in range(self.algo.num_epochs):
-            watch = entropy if epoch == 0 and batch.old_entropy is None else None
-            for rows in minibatches(len(batch), self.algo.minibatch_size, seed + epoch):
+            watching = epoch == 0 and batch.entropy is None
+            for i, rows in enumerate(minibatches(len(batch), self.algo.minibatch_size, seed + epoch)):
+                part, supervised = made.of(rows), next(ptx) if ptx else None
                 stats, log_ratio = self._minibatch(
-                    batch.select(rows), kl_coef, next(ptx) if ptx else None, first is None, watch
+                    batch.select(rows), kl_coef, supervised, part, is_first=first is None, watching=watching
                 )
+                made.put(rows, minibatch=torch.full(rows.shape, i))
                 first = log_ratio if first is None else first
                 worst = max(worst, log_ratio)
                 means.add(stats)
-        stats = means.result("actor/") | entropy.result("policy/")
-        return stats | {"actor/first_ratio_error": first or 0.0, "actor/log_ratio_max": worst}
+        stats = means.result("actor/") | {"actor/first_ratio_error": first or 0.0, "actor/log_ratio_max": worst}
+        if "entropy" in made.tensors:
+            stats["policy/entropy"] = masked_mean(made.tensors["entropy"], batch.action_mask).item()
+        return stats, made.tensors
 
     def _minibatch(
         self,
         batch: Batch,
         kl_coef: float,
         ptx: SupervisedBatch | None,
+        made: Gathered,
         is_first: bool = False,
-        entropies: Means | None = None,
+        watching: bool = False,
     ) -> tuple[StepStats, float]:
-        """One optimizer step. Returns (metrics, largest |log ratio|). is_first: the ratio must still be 1. entropies: where
-        the mean entropy per token goes, if anyone asks."""
+        """One optimizer step. Returns (metrics, largest |log ratio|). made: where what it makes of each token goes, the
+        entropy too if it is watching. is_first: the ratio must still be 1."""
         self.learner.zero_grad()
         denominator = self._denominator(batch.action_mask)
         num_tokens = batch.action_mask.sum().item()
         means, totals, worst = Means(), {"policy_loss": 0.0}, 0.0
-        for _, micro in split(batch, self.limits, self.model.device):
+        for rows, micro in split(batch, self.limits, self.model.device):
             mask = micro.action_mask
-            watching = entropies is not None
             logprobs, entropy = self.model.logprobs(
                 micro.input_ids, micro.attention_mask, mask, self.temperature, watching
             )
-            if entropies is not None and entropy is not None:
-                entropies.add({"entropy": masked_mean(entropy.detach(), mask).item()}, mask.sum().item())
+            logprobs.retain_grad()
             loss, clipped = POLICY_LOSSES[self.algo.policy_loss](
                 logprobs, micro.get("old_logprobs"), micro.get("advantages"), mask, self.algo
             )
@@ -125,10 +138,13 @@ class ActorWorker(ReferenceWorker):
             _require_finite("actor", total)
             total.backward()
             log_ratio = (logprobs - micro.get("old_logprobs")).detach()
+            made.put(rows, logprobs=logprobs, log_ratio=log_ratio, ratio=log_ratio.exp() * mask, entropy=entropy)
+            made.put(rows, clipped=clipped & mask, logprob_grads=logprobs.grad)
+            made.put(rows, actor_denominator=torch.full(rows.shape, denominator))
             worst = max(worst, log_ratio[mask].abs().max().item())
             means.add(_ratio_metrics(log_ratio, clipped, mask), mask.sum().item() / num_tokens)
         if is_first:
-            self._check_first_ratio(worst, of_engine=entropies is not None)
+            self._check_first_ratio(worst, of_engine=watching)
         if ptx is not None:
             totals["ptx_loss"] = self._ptx(ptx)
         return means.result() | totals | self.learner.step(), worst
@@ -176,33 +192,36 @@ class CriticWorker:
     @torch.no_grad()
     def values(self, batch: Batch) -> Tensor:
         """(B,T): value of the state before each action, 0 elsewhere."""
-        values = torch.zeros(batch.input_ids.shape)
+        made = Gathered(batch)
         for rows, micro in split(batch, self.limits, self.model.device):
-            new = self.model.values(micro.input_ids, micro.attention_mask, micro.action_mask)
-            values[rows, : new.shape[1]] = new.cpu()
-        return values
+            made.put(rows, values=self.model.values(micro.input_ids, micro.attention_mask, micro.action_mask))
+        return made.tensors["values"]
 
-    def update(self, batch: Batch, seed: int) -> StepStats:
-        """num_epochs passes of minibatches over the batch; metrics as in docs/metrics.md."""
-        means = Means()
+    def update(self, batch: Batch, seed: int) -> tuple[StepStats, dict[str, Tensor]]:
+        """num_epochs passes of minibatches over the batch. Returns metrics as in docs/metrics.md, and what the last pass
+        made: values, value_clipped, value_grads (B,T) and critic_denominator (B,)."""
+        means, made = Means(), Gathered(batch)
         for epoch in range(self.algo.num_epochs):
             for rows in minibatches(len(batch), self.algo.minibatch_size, seed + epoch):
-                means.add(self._minibatch(batch.select(rows)))
-        return means.result("critic/")
+                means.add(self._minibatch(batch.select(rows), made.of(rows)))
+        return means.result("critic/"), made.tensors
 
-    def _minibatch(self, batch: Batch) -> StepStats:
+    def _minibatch(self, batch: Batch, made: Gathered) -> StepStats:
         self.learner.zero_grad()
         denominator = batch.action_mask.sum().item()
         value_loss, clip_fraction = 0.0, 0.0
-        for _, micro in split(batch, self.limits, self.model.device):
+        for rows, micro in split(batch, self.limits, self.model.device):
             mask = micro.action_mask
             values = self.model.values(micro.input_ids, micro.attention_mask, mask)
+            values.retain_grad()
             loss, clipped = value_clip(values, micro.get("old_values"), micro.get("returns"), self.algo.value_clip_eps)
             total = aggregate(loss, mask, "token", denominator)
             _require_finite("critic", total)
             total.backward()
             value_loss += total.item()
             clip_fraction += (clipped & mask).sum().item() / denominator
+            made.put(rows, values=values, value_clipped=clipped & mask, value_grads=values.grad)
+            made.put(rows, critic_denominator=torch.full(rows.shape, denominator))
         return {"value_loss": value_loss, "clip_fraction": clip_fraction} | self.learner.step()
 
 

@@ -42,6 +42,31 @@ def token_logprobs(
     return logprobs, entropies if entropy else None
 
 
+def top_tokens(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    k: int,
+    temperature: float,
+    softcap: float | None = None,
+    packed: Weight | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The k likeliest tokens and their log-probs, likeliest first: (N,K) int64 and (N,K) float32, K = min(k, V).
+
+    Arguments and memory as for `token_logprobs`; no gradient.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    for part in _chunks(len(hidden), len(weight)):
+        if packed is not None and bias is None and softcap is None:
+            logits = ops.product(ops.rounded(hidden[part].float(), packed.dtype), packed.packed())
+        else:
+            logits = _logits(hidden[part], weight, bias, softcap)
+        logprobs, ids = (logits / temperature).log_softmax(-1).topk(min(k, len(weight)))
+        found.append((ids, logprobs))
+    ids, logprobs = zip(*found, strict=True)
+    return torch.cat(ids), torch.cat(logprobs)
+
+
 class _NativeHead(torch.autograd.Function):
     """The same over kernels: logits stay float32, whatever the two sides of their product are rounded to."""
 

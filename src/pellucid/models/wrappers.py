@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pellucid.errors import DataError, IntegrityError
 from pellucid.models.attention import Packed, adopt, forward
 from pellucid.models.fused import fuse
-from pellucid.models.head import token_logprobs
+from pellucid.models.head import token_logprobs, top_tokens
 from pellucid.models.precision import Precision, autocast
 from pellucid.models.weights import Weight, kernel_dtype
 
@@ -70,6 +70,24 @@ class CausalLM:
             self._packed_head,
         )
         return _scatter(logprobs, mask), None if entropies is None else _scatter(entropies, mask)
+
+    @torch.no_grad()
+    def top_tokens(
+        self, input_ids: Tensor, attention_mask: Tensor, mask: Tensor, temperature: float, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """The k likeliest tokens in place of each token under mask, and their log-probs, likeliest first.
+
+        As `logprobs`. Returns (B,T,K) int64 and (B,T,K) float32, 0 outside mask.
+        """
+        mask = _with_predecessor(mask, attention_mask)
+        with autocast(self.device, self.precision):
+            hidden = _hidden_states(self, input_ids, attention_mask)
+        before = _flat_index(attention_mask)[mask] - 1
+        ids, logprobs = top_tokens(
+            hidden[before], self.head.weight, self.head.bias, k, temperature, self.softcap, self._packed_head
+        )
+        places = mask[..., None].expand(*mask.shape, ids.shape[1])
+        return _scatter(ids, places), _scatter(logprobs, places)
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -163,7 +181,7 @@ def _last_column(attention_mask: Tensor) -> Tensor:
 
 
 def _scatter(flat: Tensor, mask: Tensor) -> Tensor:
-    return torch.zeros(mask.shape, device=flat.device).masked_scatter(mask, flat)
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
 
 
 def enable_gradient_checkpointing(hf: Any) -> None:

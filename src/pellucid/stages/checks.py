@@ -18,7 +18,7 @@ START_KL_TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.5}
 
 
 def old_logprobs(batch: Batch, actor: ActorWorker, algo: AlgoConfig, step: int) -> dict[str, Tensor]:
-    """old_logprobs (B,T), and old_entropy where they are the trainer's.
+    """old_logprobs (B,T), and entropy where they are the trainer's.
 
     The engine recorded them at sampling. In float32 they are the trainer's to about 1e-5, so a second pass over the batch
     buys nothing, as long as somebody looks: the first iteration makes it and compares every token, and every later one
@@ -32,7 +32,7 @@ def old_logprobs(batch: Batch, actor: ActorWorker, algo: AlgoConfig, step: int) 
     logprobs, entropy = actor.logprobs(batch, entropy=True)
     check_parity(batch, logprobs, precision, step)
     assert entropy is not None
-    return {"old_logprobs": logprobs, "old_entropy": entropy}
+    return {"old_logprobs": logprobs, "entropy": entropy}
 
 
 def parity_gap(batch: Batch, old_logprobs: Tensor) -> Tensor:

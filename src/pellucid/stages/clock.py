@@ -1,4 +1,4 @@
-"""Seconds per named phase of an iteration."""
+"""When each named phase of an iteration began, and how long it took."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ R = TypeVar("R")
 
 
 class Clock:
-    """`clock("values", critic.values, batch)` calls critic.values(batch) and books its seconds under time/values."""
+    """`clock("values", critic.values, batch)` calls critic.values(batch) and books its seconds under time/values.
+
+    phases: (name, start in seconds since the epoch, seconds), in the order in which they ended.
+    """
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.phases: list[tuple[str, float, float]] = []
 
     def __call__(self, phase: str, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        start = time.perf_counter()
+        began, start = time.time(), time.perf_counter()
         try:
             return work(*args, **kwargs)
         finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+            self.phases.append((phase, began, time.perf_counter() - start))
 
     def metrics(self) -> dict[str, float]:
-        return {f"time/{phase}": seconds for phase, seconds in self.seconds.items()}
+        return {f"time/{phase}": seconds for phase, _, seconds in self.phases}

@@ -47,19 +47,22 @@ def iterate(
     kl: KLController,
     config: PPOConfig,
     ptx: Iterator[SupervisedBatch] | None = None,
+    clock: Clock | None = None,
 ) -> tuple[Batch, list[Sample], StepStats]:
     """One iteration: a rollout of the prompts and num_epochs passes over it. step counts from 1.
 
-    Returns the whole batch as it was trained on, its samples, and the metrics of docs/metrics.md. Raises
-    IntegrityError when an invariant breaks, RewardError when a reward does.
+    Returns the whole batch as it was trained on, its samples, and the metrics of docs/metrics.md; clock, if one is given,
+    holds the phases. Raises IntegrityError when an invariant breaks, RewardError when a reward does.
     """
-    w, algo, clock, seed = workers, config.algo, Clock(), derive_seed(config.run.seed, "minibatches", step)
+    w, algo, clock, seed = workers, config.algo, clock or Clock(), derive_seed(config.run.seed, "minibatches", step)
 
     samples = clock("generate", w.engine.generate, prompts, params)
     scores = clock("score", score_samples, samples, w.reward, config)
     batch = collate(samples, pad_id=0).having(scores=scores)
 
     batch = batch.having(**clock("old_logprobs", old_logprobs, batch, w.actor, algo, step))
+    if config.trace.alternatives:
+        batch = batch.having(**clock("alternatives", w.actor.top_tokens, batch, config.trace.alternatives))
     ref_logprobs, _ = clock("ref_logprobs", w.reference.logprobs, batch)
     batch = batch.having(ref_logprobs=ref_logprobs)
     if w.critic:
@@ -68,11 +71,13 @@ def iterate(
     batch = shape_rewards(batch, kl.coef if algo.kl_in == "reward" else 0.0)
     batch = batch.having(**ADVANTAGES[algo.advantage](batch, algo))
 
-    critic_stats = clock("update_critic", w.critic.update, batch, seed) if w.critic else {}
-    actor_stats = clock("update_actor", w.actor.update, batch, kl.coef, seed, ptx)
+    stats = rollout_metrics(batch) | {"kl/coef": kl.coef}
+    critic_stats, values = clock("update_critic", w.critic.update, batch, seed) if w.critic else ({}, {})
+    actor_stats, logprobs = clock("update_actor", w.actor.update, batch, kl.coef, seed, ptx)
     clock("sync_weights", w.engine.load_weights, None, step)
 
-    stats = rollout_metrics(batch) | {"kl/coef": kl.coef} | actor_stats | critic_stats | clock.metrics()
+    batch = batch.having(**values, **logprobs)
+    stats |= actor_stats | critic_stats | clock.metrics()
     kl.update(stats["kl/sequence"], len(batch))
     return batch, samples, stats
 

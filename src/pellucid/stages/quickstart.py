@@ -24,6 +24,7 @@ from pellucid.config import (
     RMConfig,
     RolloutConfig,
     SFTConfig,
+    TraceConfig,
 )
 from pellucid.data import gold_score
 from pellucid.files import atomic_directory, atomic_write
@@ -103,6 +104,7 @@ def stage_configs(config: QuickstartConfig) -> tuple[SFTConfig, RMConfig, PPOCon
         ),
         algo=AlgoConfig(num_epochs=2, minibatch_size=32, micro_batch_size=32, kl_coef=0.1),
         eval=PPOEvalConfig(every=7, num_prompts=128),
+        trace=TraceConfig(alternatives=4),
         actor_optimizer=OptimizerConfig(lr=3e-4),
         critic_optimizer=OptimizerConfig(lr=1e-3),
     )

@@ -23,10 +23,10 @@ def rollout_metrics(batch: Batch) -> StepStats:
         "rollout/stopped": sum(r == "stop" for r in batch.stop_reason) / len(batch),
         "advantages/abs": masked_mean(batch.get("advantages").abs(), mask),
     }
-    if batch.old_entropy is not None:  # the trainer made a pass of its own
+    if batch.entropy is not None:  # the trainer made a pass of its own
         gap = parity_gap(batch, batch.get("old_logprobs"))
         metrics |= {
-            "policy/entropy": masked_mean(batch.old_entropy, mask),
+            "policy/entropy": masked_mean(batch.entropy, mask),
             "rollout/parity_max": gap.max(),
             "rollout/parity_p99": gap.sort().values[int(0.99 * (len(gap) - 1))],
             "rollout/parity_mean": gap.mean(),

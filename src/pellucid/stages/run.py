@@ -1,40 +1,30 @@
-"""Around the loop of `ppo.py`: load, resume, iterate, evaluate, checkpoint, save."""
+"""Around the loop of `ppo.py`: resume, iterate, evaluate, record, checkpoint, save."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from pellucid import __version__
 from pellucid.checkpoint import RunDirectory
 from pellucid.config import PPOConfig
-from pellucid.core import AdaptiveKL, FixedKL
-from pellucid.data import Loader
-from pellucid.errors import ConfigError, DataError, IntegrityError
-from pellucid.execution.local import Workers, build_workers, save_model
+from pellucid.data import token_bytes
+from pellucid.errors import ConfigError
+from pellucid.execution.local import save_model
 from pellucid.metrics import Metrics, Reporter, require_loggers
-from pellucid.rewards import FunctionReward, RewardSource, load_function
-from pellucid.stages.checks import check_start
+from pellucid.stages.clock import Clock
 from pellucid.stages.evaluation import Evaluation, evaluate, write_rows
-from pellucid.stages.inputs import (
-    load_prompts,
-    load_run_tokenizer,
-    load_supervised,
-    require_context,
-    require_room,
-    stop_ids,
-)
-from pellucid.stages.ppo import KLController, iterate, sampling_params
-from pellucid.types import Prompt, StepStats, SupervisedBatch, derive_seed
+from pellucid.stages.ppo import sampling_params
+from pellucid.stages.state import PPOState, RewardFunction
+from pellucid.trace.record import Recorder, Vocabulary, step_spans
+from pellucid.types import StepStats, derive_seed
 
 CONSOLE_COLUMNS = {
     "score/mean": "score", "kl/sequence": "kl", "policy/entropy": "entropy", "rollout/length": "length",
     "actor/clip_fraction": "clipped", "critic/explained_variance": "expl.var", "eval/score": "eval", "eval/judge": "judge",
 }  # fmt: skip
-
-RewardFunction = Callable[..., Any]
 
 
 def train_ppo(
@@ -58,115 +48,64 @@ def train_ppo(
             reporter.say(f"{directory.path}: already finished")
             return finished
         require_loggers(config.run.loggers)
-        return _PPORun(config, reward, judge, directory, reporter).train(resume)
-
-
-@dataclass
-class _Position:
-    """What changes from step to step beside the weights; saved in every checkpoint."""
-
-    step: int = 0
-    best: float = -math.inf
-    seconds: float = 0.0
+        return _PPORun(PPOState(config, reward, judge, reporter), directory, reporter).train(resume)
 
 
 class _PPORun:
-    def __init__(
-        self,
-        config: PPOConfig,
-        reward: RewardFunction | None,
-        judge: RewardFunction | None,
-        directory: RunDirectory,
-        reporter: Reporter,
-    ) -> None:
-        self.config, self.directory, self.reporter = config, directory, reporter
-        self.tokenizer = load_run_tokenizer(config.models.actor, config.data)
-        self.prompts = load_prompts(config.data, self.tokenizer, config.run.seed, reporter.say)
-        self.eval_prompts = self._eval_prompts()
-        self.judge = self._source(judge, config.eval.judge)
-        updates_per_epoch = math.ceil(config.batch_size / config.algo.minibatch_size)
-        self.workers: Workers = build_workers(
-            config,
-            self._source(reward, config.reward.function),
-            self.tokenizer.pad_token_id,
-            config.total_steps * config.algo.num_epochs * updates_per_epoch,
-        )
-        self.stop_ids = stop_ids(self.tokenizer, self.workers.actor.model)
-        params = sampling_params(config, 0, self.stop_ids)
-        for data, prompts in ((config.data, self.prompts), (config.eval_data, self.eval_prompts)):
-            if data:
-                require_room(prompts, params, self.workers.actor.model, data)
-        if config.rollout.prompts_per_step > len(self.prompts):
-            raise DataError(
-                f"{config.data.source}: {len(self.prompts)} prompts are fewer than rollout.prompts_per_step "
-                f"{config.rollout.prompts_per_step}; lower it and raise rollout.samples_per_prompt instead"
-            )
-        longest = sorted(self.prompts, key=lambda prompt: len(prompt.input_ids))[-config.rollout.prompts_per_step :]
-        self.workers.engine.check(longest, params)
-        self.loader: Loader[Prompt] = Loader(self.prompts, config.run.seed, config.rollout.prompts_per_step)
-        self.ptx: Loader[Any] | None = None
-        if config.ptx_data and config.algo.ptx_coef > 0:
-            examples = load_supervised(config.ptx_data, self.tokenizer, config.run.seed, reporter.say)
-            require_context([len(e.input_ids) for e in examples], self.workers.actor.model, config.ptx_data)
-            self.ptx = Loader(examples, derive_seed(config.run.seed, "ptx"), config.algo.minibatch_size)
-        algo = config.algo
-        self.kl: KLController = (
-            AdaptiveKL(algo.kl_coef, algo.kl_target, algo.kl_horizon) if algo.kl_target else FixedKL(algo.kl_coef)
-        )
-        self.position = _Position()
+    """A run in its directory. best and seconds are its own beside the state: the best evaluation, and the time so far."""
 
-    # -- the run
+    def __init__(self, state: PPOState, directory: RunDirectory, reporter: Reporter) -> None:
+        self.state, self.directory, self.reporter = state, directory, reporter
+        self.config, self.workers = state.config, state.workers
+        self.best, self.seconds = -math.inf, 0.0
+        self.recorder: Recorder | None = None
+        self.frozen = self.workers.frozen() if self.config.trace.record else []
 
     def train(self, resume: bool) -> dict[str, Any]:
         keep_bytes = self._resume() if resume else 0
-        config, position = self.config, self.position  # after _resume, which makes a new position
-        first_step = position.step + 1 if position.step else 0
-        metrics = Metrics(self.directory.path, config.run.loggers, first_step, keep_bytes)
-        started = time.perf_counter() - position.seconds
+        config, state = self.config, self.state
+        metrics = Metrics(self.directory.path, config.run.loggers, state.step + 1 if state.step else 0, keep_bytes)
+        if config.trace.record:
+            vocabulary = Vocabulary(token_bytes(state.tokenizer), frozenset(state.tokenizer.all_special_ids))
+            self.recorder = Recorder(self.directory.path, config, __version__, vocabulary, state.step)
+        started = time.perf_counter() - self.seconds
         try:
-            if position.step == 0 and self.eval_prompts:
+            if state.step == 0 and state.eval_prompts:
                 metrics.log(0, self._evaluate(0))
-            with self.reporter.progress("ppo", config.total_steps, position.step):
-                while position.step < config.total_steps:
-                    stats = self._step(position.step + 1)
-                    position.step += 1
-                    position.seconds = time.perf_counter() - started
-                    metrics.log(position.step, stats)
-                    self._show(position.step, stats)
-                    if self._due(config.run.checkpoint_every) or position.step == config.total_steps:
+            with self.reporter.progress("ppo", config.total_steps, state.step):
+                while state.step < config.total_steps:
+                    stats = self._step()
+                    self.seconds = time.perf_counter() - started
+                    metrics.log(state.step, stats)
+                    self._show(state.step, stats)
+                    if self._due(config.run.checkpoint_every):
                         self._checkpoint(metrics)
             return self._finish(time.perf_counter() - started)
         finally:
             metrics.close()
 
-    def _step(self, step: int) -> StepStats:
-        params = sampling_params(self.config, step, self.stop_ids)
-        try:
-            batch, _, stats = iterate(
-                step, next(self.loader), params, self.workers, self.kl, self.config, self._ptx_batches()
-            )
-        except IntegrityError as error:
-            raise IntegrityError(f"step {step}: {str(error).removeprefix(f'step {step}: ')}") from error
-        if step == 1 and self.config.models.reference in (None, self.config.models.actor):
-            check_start(batch.get("kl"), self.workers.actor.model.precision)
-            self.reporter.say(
-                f"first iteration: KL to the reference {stats['kl/sequence']:.1e}, log ratio before the first update "
-                f"{stats['actor/first_ratio_error']:.1e}, engine against trainer {stats['rollout/parity_max']:.1e} nats"
-            )
-        if self._due(self.config.eval.every, step) or step == self.config.total_steps:
-            stats |= self._evaluate(step)
+    def _step(self) -> StepStats:
+        clock = Clock()
+        batch, samples, stats = self.state.iterate(clock)
+        step = self.state.step
+        if self.recorder and self.recorder.due(step):
+            weights = self.workers.trained(step) + self.frozen
+            clock("record", self.recorder.record, step, batch, samples, stats, weights)
+        if self.state.eval_prompts and self._due(self.config.eval.every):
+            stats |= clock("evaluate", self._evaluate, step)
+        if self.recorder:
+            self.recorder.spans.append(step, step_spans(clock.phases, batch, self.config.algo.num_epochs))
         self._keep_best(stats)
-        return stats
+        return stats | clock.metrics()
 
     def _evaluate(self, step: int) -> StepStats:
-        if not self.eval_prompts:
-            return {}
+        state = self.state
         params = replace(
-            sampling_params(self.config, 0, self.stop_ids),
+            sampling_params(self.config, 0, state.stop_ids),
             samples_per_prompt=1,
             seed=derive_seed(self.config.run.seed, "evaluation"),
         )
-        evaluation: Evaluation = evaluate(self.eval_prompts, params, self.workers, self.judge, self.tokenizer)
+        evaluation: Evaluation = evaluate(state.eval_prompts, params, self.workers, state.judge, state.tokenizer)
         best_metric = self.config.eval.best_metric
         if best_metric not in evaluation.metrics:
             raise ConfigError(
@@ -177,20 +116,20 @@ class _PPORun:
 
     def _keep_best(self, stats: StepStats) -> None:
         name = self.config.eval.best_metric
-        if name in stats and stats[name] > self.position.best:
-            self.position.best = stats[name]
-            save_model(self.workers.actor.model, self.tokenizer, self.directory.path / "best")
+        if name in stats and stats[name] > self.best:
+            self.best = stats[name]
+            save_model(self.workers.actor.model, self.state.tokenizer, self.directory.path / "best")
 
     def _finish(self, seconds: float) -> dict[str, Any]:
-        path = self.directory.path
-        save_model(self.workers.actor.model, self.tokenizer, path / "actor")
+        path, tokenizer = self.directory.path, self.state.tokenizer
+        save_model(self.workers.actor.model, tokenizer, path / "actor")
         if self.workers.critic:
-            save_model(self.workers.critic.model, self.tokenizer, path / "critic")
+            save_model(self.workers.critic.model, tokenizer, path / "critic")
         summary = {
-            "steps": self.position.step,
+            "steps": self.state.step,
             "seconds": round(seconds, 1),
             "seed": self.config.run.seed,
-            f"best {self.config.eval.best_metric}": self.position.best if math.isfinite(self.position.best) else None,
+            f"best {self.config.eval.best_metric}": self.best if math.isfinite(self.best) else None,
         }
         self.directory.write_summary(summary)
         self.reporter.say(f"{summary['steps']} steps in {summary['seconds']:.0f} s; the policy is in {path / 'actor'}")
@@ -199,16 +138,11 @@ class _PPORun:
     # -- checkpoints
 
     def _checkpoint(self, metrics: Metrics) -> None:
-        position = self.position
-        trainer = {
-            "kl": self.kl.state_dict(),
-            "loader": self.loader.state_dict(),
-            "ptx": self.ptx.state_dict() if self.ptx else None,
-            "best": position.best,
-            "seconds": position.seconds,
-            "metrics_bytes": metrics.size(),
-        }
-        self.directory.save_checkpoint(position.step, self.workers.state_dict() | {"trainer": trainer})
+        clock, step, states = Clock(), self.state.step, self.state.state_dict()
+        states["trainer"] |= {"best": self.best, "seconds": self.seconds, "metrics_bytes": metrics.size()}
+        clock("checkpoint", self.directory.save_checkpoint, step, states)
+        if self.recorder:
+            self.recorder.spans.append(step, step_spans(clock.phases))
 
     def _resume(self) -> int:
         """Restore the newest whole checkpoint; returns the bytes of metrics.jsonl that it had seen."""
@@ -216,35 +150,18 @@ class _PPORun:
         if found is None:
             return 0
         step, states = found
-        trainer = states.pop("trainer")
-        self.workers.load_state_dict(states, step)
-        self.kl.load_state_dict(trainer["kl"])
-        self.loader.load_state_dict(trainer["loader"])
-        if self.ptx:
-            self.ptx.load_state_dict(trainer["ptx"])
-        self.position = _Position(step, trainer["best"], trainer["seconds"])
+        self.state.load_state_dict(states, step)
+        trainer = states["trainer"]
+        self.best, self.seconds = trainer["best"], trainer["seconds"]
         self.reporter.say(f"resuming after step {step}")
         return trainer["metrics_bytes"]
 
     # -- small things
 
-    def _due(self, every: int, step: int | None = None) -> bool:
-        return every > 0 and (step or self.position.step) % every == 0
-
-    def _eval_prompts(self) -> list[Prompt]:
-        if self.config.eval_data is None:
-            return []
-        prompts = load_prompts(self.config.eval_data, self.tokenizer, self.config.run.seed, self.reporter.say)
-        return prompts[: self.config.eval.num_prompts]
-
-    def _source(self, function: RewardFunction | None, spec: str | None) -> RewardSource | None:
-        function = function or (load_function(spec) if spec else None)
-        return FunctionReward(function, self.tokenizer) if function else None
-
-    def _ptx_batches(self) -> Iterator[SupervisedBatch] | None:
-        from pellucid.stages.supervised import collate_examples
-
-        return (collate_examples(examples) for examples in self.ptx) if self.ptx else None
+    def _due(self, every: int) -> bool:
+        """At every every-th step, 0 meaning never, and at the last."""
+        step = self.state.step
+        return step == self.config.total_steps or (every > 0 and step % every == 0)
 
     def _show(self, step: int, stats: StepStats) -> None:
         self.reporter.advance()
@@ -255,4 +172,8 @@ class _PPORun:
     def _has(self, name: str) -> bool:
         if name.startswith("critic/"):
             return self.workers.critic is not None
-        return bool(self.eval_prompts) if name == "eval/score" else name != "eval/judge" or self.judge is not None
+        return (
+            bool(self.state.eval_prompts)
+            if name == "eval/score"
+            else name != "eval/judge" or self.state.judge is not None
+        )

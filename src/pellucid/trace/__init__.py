@@ -1,0 +1,31 @@
+"""The record of a run: every token with its numbers, who made them, and where the seconds went.
+
+Written by `Recorder` (which needs torch, and is imported from `pellucid.trace.record`), read by the functions here (which
+need neither torch nor transformers). docs/record.md describes the files.
+"""
+
+from pellucid.errors import RecordError
+from pellucid.trace.read import (
+    manifest_path,
+    open_rollout,
+    read_manifest,
+    read_spans,
+    read_vocabulary,
+    recorded_steps,
+    rollout_path,
+)
+from pellucid.trace.schema import COLUMNS, SCHEMA_VERSION, Column
+
+__all__ = [
+    "COLUMNS",
+    "SCHEMA_VERSION",
+    "Column",
+    "RecordError",
+    "manifest_path",
+    "open_rollout",
+    "read_manifest",
+    "read_spans",
+    "read_vocabulary",
+    "recorded_steps",
+    "rollout_path",
+]
