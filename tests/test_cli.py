@@ -87,11 +87,11 @@ def test_help_does_not_wait_for_torch() -> None:
     [
         (["pop"], "unknown command 'pop'; did you mean 'ppo'?"),
         (["quick"], "did you mean 'quickstart'?"),
-        (["xyz"], "unknown command 'xyz'; commands: quickstart, sft, rm, ppo, generate, doctor"),
+        (["xyz"], "unknown command 'xyz'; commands: quickstart, sft, rm, ppo, generate, view, report, replay, doctor"),
         (["--resume"], "unknown command '--resume'"),
         (["sft", "--hlep"], "unknown key 'hlep' in the top level; did you mean 'help'?"),
         (["generate", "--model", "m", "--prompt", "a", "--resume"], "--resume needs a value|unknown key 'resume'"),
-        (["doctor", "--run.seed", "1"], "doctor takes no arguments, there is '--run.seed'"),
+        (["doctor", "--run.seed", "1"], "doctor: unrecognized arguments: --run.seed 1"),
         (["ppo"], "command line: models is missing"),
         (["ppo", "nothing.toml"], "nothing.toml: no such config file"),
         (["ppo", "--algo.gamma", "0.9", "run.toml"], "the config file comes first"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["PPOConfig", "RMConfig", "SFTConfig", "__version__", "train_ppo", "train_rm", "train_sft"]
+__all__ = ["PPOConfig", "RMConfig", "SFTConfig", "__version__", "replay", "train_ppo", "train_rm", "train_sft"]
 
 _HOME = {
     "PPOConfig": "pellucid.config",
     "RMConfig": "pellucid.config",
     "SFTConfig": "pellucid.config",
+    "replay": "pellucid.stages.replay",
     "train_ppo": "pellucid.stages.run",
     "train_rm": "pellucid.stages.supervised",
     "train_sft": "pellucid.stages.supervised",

@@ -125,17 +125,11 @@ class RunDirectory:
 
         Raises CheckpointError when there are some and all are damaged: to start over silently would lose the run.
         """
-        checkpoints = self._checkpoints()
-        for path in reversed(checkpoints):
-            fault = _fault(path)
-            if fault is None:
-                self._compare_threads(json.loads((path / MANIFEST).read_text()).get("threads"))
-                states = {
-                    file.stem: torch.load(file, weights_only=True, map_location="cpu") for file in path.glob("*.pt")
-                }
-                return int(path.name.removeprefix("step-")), states
-            self.notify(f"checkpoint {path} is damaged ({fault}): trying the one before")
-        if checkpoints:
+        path = newest_whole(self.path, self.notify)
+        if path is not None:
+            self._compare_threads(json.loads((path / MANIFEST).read_text()).get("threads"))
+            return read_checkpoint(path)
+        if checkpoints := self._checkpoints():
             raise CheckpointError(
                 f"{checkpoints[0].parent}: no checkpoint is whole; restore one, or remove this folder to start over"
             )
@@ -149,7 +143,7 @@ class RunDirectory:
             )
 
     def _checkpoints(self) -> list[Path]:
-        return sorted((self.path / "checkpoints").glob("step-*"))
+        return _checkpoints(self.path)
 
     # -- summary
 
@@ -159,6 +153,31 @@ class RunDirectory:
     def read_summary(self) -> dict[str, Any] | None:
         path = self.path / "summary.json"
         return json.loads(path.read_text()) if path.exists() else None
+
+
+def newest_whole(run_dir: Path, notify: Callable[[str], None], before: int | None = None) -> Path | None:
+    """The newest whole checkpoint (of a step before `before`), or None; each damaged one on the way is reported."""
+    for path in reversed(_checkpoints(run_dir)):
+        if before is None or _step_of(path) < before:
+            fault = _fault(path)
+            if fault is None:
+                return path
+            notify(f"checkpoint {path} is damaged ({fault}): trying the one before")
+    return None
+
+
+def read_checkpoint(path: Path) -> tuple[int, dict[str, Any]]:
+    """(step, states) of a whole checkpoint, as `RunDirectory.save_checkpoint` was given them."""
+    states = {file.stem: torch.load(file, weights_only=True, map_location="cpu") for file in path.glob("*.pt")}
+    return _step_of(path), states
+
+
+def _checkpoints(run_dir: Path) -> list[Path]:
+    return sorted((run_dir / "checkpoints").glob("step-*"))
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _save(state: Any, path: Path) -> None:

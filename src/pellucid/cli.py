@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pellucid import __version__
 from pellucid.config import (
@@ -29,6 +30,9 @@ USAGE = """pellucid {version}: RLHF that can be seen through
   pellucid rm CONFIG.toml               reward model from preference pairs
   pellucid ppo CONFIG.toml              PPO (or RLOO, GRPO, …) with actor, critic, reward and reference
   pellucid generate --model DIR --prompt TEXT
+  pellucid view RUN_DIR …               the page of one or several runs: curves, data flow, samples, tokens
+  pellucid report RUN_DIR               one HTML file: curves, table, samples before and after
+  pellucid replay RUN_DIR --step K      executes a recorded step again and compares every tensor
   pellucid doctor                       what this machine and installation can do
 
   --section.key value   overrides a key of the config      pellucid ppo --help lists them all
@@ -76,6 +80,77 @@ COMMANDS: dict[str, tuple[type[Section], Callable[[Any, bool], None], dict[str, 
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """The commands that read a run directory: positional arguments and a few flags, no config."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog.removeprefix('pellucid ')}: {message}; see {self.prog} --help")
+
+
+def _parser(name: str, description: str) -> _Parser:
+    return _Parser(prog=f"pellucid {name}", description=description, allow_abbrev=False)
+
+
+def _view(rest: list[str]) -> int:
+    parser = _parser("view", "Opens the page of one or several runs, also of one that is still going.")
+    parser.add_argument(
+        "run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="a run directory; several are compared"
+    )
+    parser.add_argument(
+        "--bundle", type=Path, metavar="OUT", help="write the page as static files into a folder instead"
+    )
+    parser.add_argument("--steps", metavar="1,5-9", help="which recorded steps go into the bundle; all if absent")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; beyond this machine a token is required"
+    )
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one (the default)")
+    parser.add_argument("--token", help="the token that a browser must bring; made up where one is required")
+    parser.add_argument("--open", action="store_true", help="open the page in the default browser")
+    options = parser.parse_args(rest)
+    from pellucid.inspector.view import view
+
+    view(**{"open_browser" if key == "open" else key: value for key, value in vars(options).items()})
+    return 0
+
+
+def _report(rest: list[str]) -> int:
+    parser = _parser("report", "Writes curves, a table and samples of a run into one HTML file without references.")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run directory")
+    parser.add_argument(
+        "--output", type=Path, help="where to; RUN_DIR/report.html, or the folder RUN_DIR/report, if absent"
+    )
+    parser.add_argument("--markdown", action="store_true", help="a folder with report.md and its pictures instead")
+    options = parser.parse_args(rest)
+    from pellucid.inspector.report import report
+
+    print(report(options.run_dir, options.output, "markdown" if options.markdown else "html"))
+    return 0
+
+
+def _replay(rest: list[str]) -> int:
+    parser = _parser("replay", "Executes recorded steps of a PPO run again and compares every tensor with the record.")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run directory of a PPO run")
+    parser.add_argument("--step", type=int, nargs="+", required=True, metavar="K", help="one or several recorded steps")
+    options = parser.parse_args(rest)
+    from pellucid.stages.replay import replay
+
+    for step in options.step:
+        replay(options.run_dir, step)
+    return 0
+
+
+def _doctor(rest: list[str]) -> int:
+    _parser("doctor", "What this machine and installation can do; exit code 2 when something is broken.").parse_args(
+        rest
+    )
+    from pellucid.doctor import doctor
+
+    return doctor()
+
+
+TOOLS: dict[str, Callable[[list[str]], int]] = {"view": _view, "report": _report, "replay": _replay, "doctor": _doctor}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit codes: 0 done, 2 something that the user can mend (one or two lines on stderr), 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -106,17 +181,19 @@ def _dispatch(arguments: list[str]) -> int:
     if name == "--version":
         print(__version__)
         return 0
-    asks_help = "-h" in rest or "--help" in rest
-    if name == "doctor":
-        return _doctor(rest, asks_help)
+    if name in TOOLS:
+        try:
+            return TOOLS[name](rest)
+        except SystemExit:  # argparse has printed the help
+            return 0
     if name not in COMMANDS:
-        known = [*COMMANDS, "doctor"]
+        known = [*COMMANDS, *TOOLS]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(known)}"
         raise ConfigError(f"unknown command {name!r}; {hint}")
     model, command, defaults = COMMANDS[name]
     trains = "run" in model.model_fields
-    if asks_help:
+    if "-h" in rest or "--help" in rest:
         _print_help(name, model, defaults)
         return 0
     path = Path(rest.pop(0)) if rest and not rest[0].startswith("--") else None
@@ -124,19 +201,6 @@ def _dispatch(arguments: list[str]) -> int:
     config = load_config(model, path, [flag for flag in rest if not (trains and flag == "--resume")], defaults)
     command(config, resume)
     return 0
-
-
-def _doctor(rest: list[str], asks_help: bool) -> int:
-    if asks_help:
-        print(
-            "usage: pellucid doctor\n\nWhat this machine and installation can do; exit code 2 when something is broken."
-        )
-        return 0
-    if rest:
-        raise ConfigError(f"doctor takes no arguments, there is {rest[0]!r}")
-    from pellucid.doctor import doctor
-
-    return doctor()
 
 
 def _print_help(name: str, model: type[Section], defaults: dict[str, Any]) -> None:

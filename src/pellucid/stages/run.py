@@ -66,8 +66,9 @@ class _PPORun:
         config, state = self.config, self.state
         metrics = Metrics(self.directory.path, config.run.loggers, state.step + 1 if state.step else 0, keep_bytes)
         if config.trace.record:
+            device = self.workers.actor.model.device
             vocabulary = Vocabulary(token_bytes(state.tokenizer), frozenset(state.tokenizer.all_special_ids))
-            self.recorder = Recorder(self.directory.path, config, __version__, vocabulary, state.step)
+            self.recorder = Recorder(self.directory.path, config, __version__, vocabulary, device, state.step)
         started = time.perf_counter() - self.seconds
         try:
             if state.step == 0 and state.eval_prompts:

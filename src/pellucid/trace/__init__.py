@@ -14,9 +14,10 @@ from pellucid.trace.read import (
     recorded_steps,
     rollout_path,
 )
-from pellucid.trace.schema import COLUMNS, SCHEMA_VERSION, Column
+from pellucid.trace.schema import BY_NAME, COLUMNS, SCHEMA_VERSION, Column
 
 __all__ = [
+    "BY_NAME",
     "COLUMNS",
     "SCHEMA_VERSION",
     "Column",

@@ -48,10 +48,18 @@ class Recorder:
     """Writes rollouts/, manifests/, spans.json and vocabulary.parquet into a run directory."""
 
     def __init__(
-        self, run_dir: Path, config: PPOConfig, version: str, vocabulary: Vocabulary, after_step: int = 0
+        self,
+        run_dir: Path,
+        config: PPOConfig,
+        version: str,
+        vocabulary: Vocabulary,
+        device: torch.device,
+        after_step: int = 0,
     ) -> None:
-        """version: Pellucid's. after_step: a resumed run's last step; what was recorded beyond it is removed."""
-        self.run_dir, self.config, self.version, self.vocabulary = run_dir, config, version, vocabulary
+        """version: Pellucid's. device: where the actor is. after_step: a resumed run's last step; what was recorded beyond
+        it is removed."""
+        self.run_dir, self.config, self.vocabulary = run_dir, config, vocabulary
+        self.origin = {"pellucid": version, "environment": environment(device.type)}
         self.spans = SpanFile(run_dir / "spans.json", after_step)
         with writing(run_dir):
             for folder in ("rollouts", "manifests"):
@@ -71,7 +79,7 @@ class Recorder:
         """Write the step. weights: what the manifest says of each role's weights after the step."""
         kept = torch.nonzero(batch.group_ids < self._groups(samples))[:, 0]
         values = flatten(batch)
-        manifest = describe(step, batch, values, self.config, stats) | {"recorded": len(kept), "pellucid": self.version}
+        manifest = describe(step, batch, values, self.config, stats) | self.origin | {"recorded": len(kept)}
         if len(kept) < len(batch):
             part = batch.select(kept)
             table = self._table(manifest, part, flatten(part), [samples[i] for i in kept.tolist()], kept)
@@ -114,8 +122,14 @@ class Recorder:
         offsets = pa.array(np.concatenate([[0], batch.attention_mask.sum(1).cumsum(0).numpy()]), pa.int32())
         columns = {c.name: _arrow(c, plain[c.name], offsets) for c in COLUMNS if c.name in plain}
         fields = [pa.field(name, a.type, metadata=_field_metadata(BY_NAME[name])) for name, a in columns.items()]
-        metadata = {"pellucid.schema_version": str(SCHEMA_VERSION), "pellucid.version": self.version}
+        metadata = {"pellucid.schema_version": str(SCHEMA_VERSION), "pellucid.version": manifest["pellucid"]}
         return pa.table(list(columns.values()), schema=pa.schema(fields, metadata=metadata))
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What the last bits of a number depend on beside the code."""
+    cpu = torch.backends.cpu.get_cpu_capability()
+    return {"device": device, "torch": torch.__version__, "cpu": cpu, "threads": torch.get_num_threads()}
 
 
 def describe(step: int, batch: Batch, values: dict[str, Tensor], config: PPOConfig, stats: StepStats) -> dict[str, Any]:
