@@ -1,7 +1,7 @@
 # make demo    SFT, reward model and PPO on the built-in corpus     RUN_DIR=runs/mine SEED=1 ARGS="--ppo-steps 10"
 # make test    every test that this machine can run                 PYTEST_ARGS="-k parity"
 # make lint    ruff, formatting, types; make format mends the first two
-# make docs    docs/config.md, from the config models
+# make docs    docs/config.md and docs/record.md, from the code
 # make setup   .venv with Pellucid in it; the others call it        PYTHON=python3.12 CONSTRAINT= PIP_ARGS=… VENV_ARGS=…
 
 VENV := .venv
@@ -65,6 +65,7 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/make_config_md.py
+	$(BIN)/python docs/make_record_md.py
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis

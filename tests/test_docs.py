@@ -111,12 +111,13 @@ def keys_of(model: Any, prefix: str = "") -> Iterator[str]:
             yield from keys_of(nested[0], f"{prefix}{key}.")
 
 
-def test_config_page_is_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("make_config_md", ROOT / "docs/make_config_md.py")
+@pytest.mark.parametrize("page", ["config", "record"])
+def test_generated_page_is_up_to_date(page: str) -> None:
+    spec = importlib.util.spec_from_file_location(f"make_{page}_md", ROOT / f"docs/make_{page}_md.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    written = (ROOT / "docs/config.md").read_text(encoding="utf-8")
+    written = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
     assert written == module.render(), "run `make docs`"
 
 
@@ -184,7 +185,7 @@ def test_every_metric_of_ppo_is_documented(home: Path, tmp_path: Path) -> None:
     def judge(prompts: list[str], completions: list[str]) -> list[float]:
         return [float(len(text)) for text in completions]
 
-    with_critic = tiny.ppo_config(home, tmp_path / "critic", total_steps=2)
+    with_critic = tiny.ppo_config(home, tmp_path / "critic", total_steps=2, trace={"alternatives": 2})
     groups = tiny.ppo_config(
         home,
         tmp_path / "groups",
@@ -192,6 +193,7 @@ def test_every_metric_of_ppo_is_documented(home: Path, tmp_path: Path) -> None:
         ptx_data=None,
         rollout={"samples_per_prompt": 2},
         algo={"advantage": "grpo", "kl_in": "loss", "ptx_coef": 0.0},
+        trace={"alternatives": 2},
     )
     for config in (with_critic, groups):
         train_ppo(PPOConfig.model_validate(config), judge=judge, reporter=QUIET)

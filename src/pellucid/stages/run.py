@@ -7,7 +7,6 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from pellucid import __version__
 from pellucid.checkpoint import RunDirectory
 from pellucid.config import PPOConfig
 from pellucid.data import token_bytes
@@ -68,7 +67,7 @@ class _PPORun:
         if config.trace.record:
             device = self.workers.actor.model.device
             vocabulary = Vocabulary(token_bytes(state.tokenizer), frozenset(state.tokenizer.all_special_ids))
-            self.recorder = Recorder(self.directory.path, config, __version__, vocabulary, device, state.step)
+            self.recorder = Recorder(self.directory.path, config, vocabulary, device, state.step)
         started = time.perf_counter() - self.seconds
         try:
             if state.step == 0 and state.eval_prompts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,8 +41,10 @@ class Vocabulary(NamedTuple):
     special: frozenset[int]
 
     def text(self, ids: list[int]) -> str:
-        """The ids as text, control tokens left out, and marks where the bytes are no UTF-8."""
-        return b"".join(self.pieces[i] for i in ids if i not in self.special).decode(errors="replace")
+        """The ids as text, control tokens left out, and marks where the bytes are no UTF-8 or the id is not the tokenizer's."""
+        known = len(self.pieces)  # a model's vocabulary may be larger, and its tail be sampled
+        shown = (self.pieces[i] if i < known else b"\xff" for i in ids if i not in self.special)
+        return b"".join(shown).decode(errors="replace")
 
 
 class Recorder:
@@ -51,15 +54,14 @@ class Recorder:
         self,
         run_dir: Path,
         config: PPOConfig,
-        version: str,
         vocabulary: Vocabulary,
         device: torch.device,
         after_step: int = 0,
     ) -> None:
-        """version: Pellucid's. device: where the actor is. after_step: a resumed run's last step; what was recorded beyond
+        """device: where the actor is. after_step: a resumed run's last step; what was recorded beyond
         it is removed."""
         self.run_dir, self.config, self.vocabulary = run_dir, config, vocabulary
-        self.origin = {"pellucid": version, "environment": environment(device.type)}
+        self.origin = {"pellucid": importlib.metadata.version("pellucid"), "environment": environment(device.type)}
         self.spans = SpanFile(run_dir / "spans.json", after_step)
         with writing(run_dir):
             for folder in ("rollouts", "manifests"):
@@ -261,7 +263,8 @@ def _figures(column: Column, values: Tensor) -> dict[str, Any]:
     low, high = values.min().item(), values.max().item()
     if not np.isfinite([low, high]).all():
         return {"count": values.numel()}
-    counts, edges = np.histogram(values.numpy(), BINS, (low, high) if high > low else (low - 0.5, low + 0.5))
+    # In float64: in float32 a narrow range has no room for that many edges.
+    counts, edges = np.histogram(wide.numpy(), BINS, (low, high) if high > low else (low - 0.5, low + 0.5))
     return {
         "mean": wide.mean().item(), "std": wide.std(correction=0).item(), "min": low, "max": high, "count": values.numel(),
         "histogram": {"low": float(edges[0]), "high": float(edges[-1]), "counts": counts.tolist()},
