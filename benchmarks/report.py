@@ -13,7 +13,18 @@ from typing import Any
 from benchmarks.harness import RESULTS, BenchmarkError, main
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
-ORDER = ("rollout", "ppo_iteration", "grpo_iteration", "learner", "learning", "memory", "scaling", "gpu")
+ORDER = (
+    "rollout",
+    "ppo_iteration",
+    "grpo_iteration",
+    "learner",
+    "learning",
+    "memory",
+    "scaling",
+    "trace",
+    "inspector",
+    "gpu",
+)
 TITLES = {
     "rollout": "Rollout",
     "ppo_iteration": "One PPO iteration",
@@ -22,6 +33,8 @@ TITLES = {
     "learning": "Learning per sample",
     "memory": "Memory",
     "scaling": "Cost growth",
+    "trace": "The record",
+    "inspector": "The page",
     "gpu": "GPU",
 }
 HEAD = """# Benchmarks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,9 +67,11 @@ def _generate(config: Any, resume: bool) -> None:
 
 
 def _quickstart(config: Any, resume: bool) -> None:
+    from pellucid.inspector.report import report
     from pellucid.stages.quickstart import quickstart
 
     quickstart(config, resume)
+    print(f"report: {report(config.run.dir)}")
 
 
 COMMANDS: dict[str, tuple[type[Section], Callable[[Any, bool], None], dict[str, Any]]] = {
@@ -200,6 +203,8 @@ def _dispatch(arguments: list[str]) -> int:
     resume = trains and "--resume" in rest
     config = load_config(model, path, [flag for flag in rest if not (trains and flag == "--resume")], defaults)
     command(config, resume)
+    if trains:
+        print(f"look at it: pellucid view {shlex.quote(str(config.run.dir))}")
     return 0
 
 
