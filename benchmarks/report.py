@@ -13,18 +13,6 @@ from typing import Any
 from benchmarks.harness import RESULTS, BenchmarkError, main
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
-ORDER = (
-    "rollout",
-    "ppo_iteration",
-    "grpo_iteration",
-    "learner",
-    "learning",
-    "memory",
-    "scaling",
-    "trace",
-    "inspector",
-    "gpu",
-)
 TITLES = {
     "rollout": "Rollout",
     "ppo_iteration": "One PPO iteration",
@@ -37,6 +25,8 @@ TITLES = {
     "inspector": "The page",
     "gpu": "GPU",
 }
+"""In the order of the page."""
+ORDER = tuple(TITLES)
 HEAD = """# Benchmarks
 
 Made by `python -m benchmarks.report` from the JSON files in [benchmarks/results](../benchmarks/results); not edited by hand.

@@ -31,9 +31,10 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "not recorded": {},
 }
 NOTES = [
-    "A run is one PPO iteration as in the benchmark of that name, of 64 samples, written with all of DESIGN's columns: one "
-    "Parquet file and one manifest with hashes and histograms, both synced to disk.",
-    f"Alternatives are the {ALTERNATIVES} likeliest tokens at each action: one more pass of the actor over the batch, off by default.",
+    "A run is one PPO iteration as in the benchmark of that name. Its record is every column of docs/record.md for all 64 "
+    "samples: a Parquet file and a manifest with hashes and histograms, both synced to disk.",
+    f"Alternatives are the {ALTERNATIVES} likeliest tokens at each action: one more pass of the actor over the batch, off by "
+    "default.",
 ]
 
 
@@ -50,9 +51,8 @@ def command(arguments: list[str]) -> None:
         cases[name] = case(shapes.describe(work), outcome)
         for contestant, runs in outcome.runs.items():
             cases[name]["contestants"][contestant]["phases"] = phases(runs)
-        bars.append(
-            bar(f"{name}: the record's share of the iteration", shares(outcome.runs["recorded"]), BOUND, at_least=False)
-        )
+        share = shares(outcome.runs["recorded"])
+        bars.append(bar(f"{name}: the record's share of the iteration", share, BOUND, at_least=False))
         rows += _rows(name, outcome)
     columns = ["", "", "seconds", "of these the record", "alternatives", "MB on disk"]
     tables = [{"title": "One iteration", "columns": columns, "rows": rows}]

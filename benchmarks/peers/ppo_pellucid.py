@@ -1,9 +1,9 @@
 """Pellucid as a contestant: one run is one call of `stages.ppo.iterate`, with PPO's four models or a group's baseline.
 
 options: algo, the hyper-parameters (`benchmarks/training.py`); reward_model, critic: folders; reward = "alternating" instead
-of a reward model; config: {section: {key: value}} of Pellucid's own settings; record: whether the iteration ends with its record,
-into a temporary folder, whose size is then in "recorded_bytes". The phases of each run are in "phases", and how
-far the sampler's log-probs are from the trainer's, in nats, in "parity": in float32 only after the first iteration.
+of a reward model; config: {section: {key: value}} of Pellucid's own settings; record: whether the iteration ends with its
+record, into a temporary folder; its size is then in "recorded_bytes". The phases of each run are in "phases", and how far the
+sampler's log-probs are from the trainer's, in nats, in "parity": in float32 only after the first iteration.
 """
 
 from __future__ import annotations

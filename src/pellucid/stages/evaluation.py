@@ -68,5 +68,5 @@ def write_rows(evaluation: Evaluation, run_dir: Path, step: int) -> None:
 
 
 def read_rows(run_dir: Path, step: int) -> list[dict[str, Any]]:
-    lines = (run_dir / "eval" / f"step-{step:06d}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    text = (run_dir / "eval" / f"step-{step:06d}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]  # splitlines would cut at a U+2028 within a text
