@@ -2,6 +2,7 @@
 # make test    every test that this machine can run                 PYTEST_ARGS="-k parity"
 # make lint    ruff, formatting, types; make format mends the first two
 # make docs    docs/config.md and docs/record.md, from the code
+# make images  docs/images, from a recorded run                   RUN_DIR=runs/demo
 # make setup   .venv with Pellucid in it; the others call it        PYTHON=python3.12 CONSTRAINT= PIP_ARGS=… VENV_ARGS=…
 
 VENV := .venv
@@ -25,7 +26,7 @@ ARGS ?=
 WORKERS ?= auto
 PYTEST_ARGS ?=
 
-.PHONY: setup demo test test-fast lint format docs clean
+.PHONY: setup demo test test-fast lint format docs images clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -66,6 +67,9 @@ format: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/make_config_md.py
 	$(BIN)/python docs/make_record_md.py
+
+images: $(STAMP)
+	$(BIN)/python docs/make_images.py "$(RUN_DIR)" $(ARGS)
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis

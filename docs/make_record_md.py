@@ -75,7 +75,9 @@ it does not know is refused, with the version of Pellucid that wrote it.
 
 
 def row(column: Column) -> str:
-    kind = {"sample": "{}", "token": "list of {}", "alternative": "list of lists of {}"}[column.per].format(column.dtype)
+    kind = {"sample": "{}", "token": "list of {}", "alternative": "list of lists of {}"}[column.per].format(
+        column.dtype
+    )
     return f"| `{column.name}` | {kind} | {column.unit} | {column.meaning} | {column.phase} |\n"
 
 

@@ -17,7 +17,7 @@ import pytest
 import tiny_commands as tiny
 import torch
 
-from pellucid.cli import COMMANDS, main
+from pellucid.cli import COMMANDS, TOOLS, main
 from pellucid.config import PPOConfig, RMConfig, SFTConfig, load_config
 from pellucid.metrics import Reporter
 
@@ -257,8 +257,10 @@ def test_commands_in_the_documents_are_accepted(page: str, line: str, workplace:
         if file is not None and not file.exists():
             file = ROOT / file
         load_config(model, file, flags, defaults)
-    elif program == "pellucid":
+    elif program == "pellucid" and arguments[0] == "doctor":
         assert main(arguments) == 0
+    elif program == "pellucid":
+        TOOLS[arguments[0]].parser(arguments[0]).parse_args(arguments[1:])
     elif program in ("python", ".ci/run"):
         assert (ROOT / (arguments[0] if arguments else program)).exists()
     elif program.endswith("pip") or program == "pip":
@@ -284,6 +286,24 @@ def test_readme_pipeline_runs(home: Path, workplace: Path) -> None:
         threads = [] if command == "generate" else ["--run.threads", "1"]
         assert main([command, *arguments, *small[command], *threads]) == 0
     assert (workplace / "runs/mine/ppo/summary.json").exists()
+
+
+def test_readme_commands_over_a_run_do_what_they_say(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`report` and `replay` as they stand; `view` with --bundle, for it would serve for ever."""
+    from pellucid import train_ppo
+
+    train_ppo(PPOConfig.model_validate(tiny.ppo_config(home, tmp_path / "runs/demo", total_steps=14)), reporter=QUIET)
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        shlex.split(line)[1:] for page, line in commands() if page == "README.md" and line.endswith(("demo", "14"))
+    ]
+    over = [arguments for arguments in lines if arguments[0] in TOOLS]
+    assert [arguments[0] for arguments in over] == ["view", "report", "replay"]
+    for arguments in over:
+        assert main([*arguments, *(["--bundle", "page"] if arguments[0] == "view" else [])]) == 0
+    assert (tmp_path / "runs/demo/report.html").exists() and (tmp_path / "page/index.html").exists()
 
 
 def test_readme_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +336,7 @@ def test_data_page_reward_function_has_the_right_form() -> None:
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"pellucid {name}" in shown for name in [*COMMANDS, "doctor"])
+    assert all(f"pellucid {name}" in shown for name in [*COMMANDS, *TOOLS])
 
 
 def test_make_says_which_python_it_needs(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from pellucid import __version__
 from pellucid.config import (
@@ -90,12 +90,7 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog.removeprefix('pellucid ')}: {message}; see {self.prog} --help")
 
 
-def _parser(name: str, description: str) -> _Parser:
-    return _Parser(prog=f"pellucid {name}", description=description, allow_abbrev=False)
-
-
-def _view(rest: list[str]) -> int:
-    parser = _parser("view", "Opens the page of one or several runs, also of one that is still going.")
+def _view_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="a run directory; several are compared"
     )
@@ -108,50 +103,73 @@ def _view(rest: list[str]) -> int:
     )
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one (the default)")
     parser.add_argument("--token", help="the token that a browser must bring; made up where one is required")
-    parser.add_argument("--open", action="store_true", help="open the page in the default browser")
-    options = parser.parse_args(rest)
+    parser.add_argument("--open", action="store_true", dest="open_browser", help="open the page in the default browser")
+
+
+def _view(**options: Any) -> None:
     from pellucid.inspector.view import view
 
-    view(**{"open_browser" if key == "open" else key: value for key, value in vars(options).items()})
-    return 0
+    view(**options)
 
 
-def _report(rest: list[str]) -> int:
-    parser = _parser("report", "Writes curves, a table and samples of a run into one HTML file without references.")
+def _report_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run directory")
     parser.add_argument(
         "--output", type=Path, help="where to; RUN_DIR/report.html, or the folder RUN_DIR/report, if absent"
     )
-    parser.add_argument("--markdown", action="store_true", help="a folder with report.md and its pictures instead")
-    options = parser.parse_args(rest)
+    parser.add_argument(
+        "--markdown", action="store_const", const="markdown", default="html", dest="form",
+        help="a folder with report.md and its pictures instead",
+    )  # fmt: skip
+
+
+def _report(**options: Any) -> None:
     from pellucid.inspector.report import report
 
-    print(report(options.run_dir, options.output, "markdown" if options.markdown else "html"))
-    return 0
+    print(report(**options))
 
 
-def _replay(rest: list[str]) -> int:
-    parser = _parser("replay", "Executes recorded steps of a PPO run again and compares every tensor with the record.")
+def _replay_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run directory of a PPO run")
     parser.add_argument("--step", type=int, nargs="+", required=True, metavar="K", help="one or several recorded steps")
-    options = parser.parse_args(rest)
+
+
+def _replay(run_dir: Path, step: list[int]) -> None:
     from pellucid.stages.replay import replay
 
-    for step in options.step:
-        replay(options.run_dir, step)
-    return 0
+    for one in step:
+        replay(run_dir, one)
 
 
-def _doctor(rest: list[str]) -> int:
-    _parser("doctor", "What this machine and installation can do; exit code 2 when something is broken.").parse_args(
-        rest
-    )
+def _doctor() -> int:
     from pellucid.doctor import doctor
 
     return doctor()
 
 
-TOOLS: dict[str, Callable[[list[str]], int]] = {"view": _view, "report": _report, "replay": _replay, "doctor": _doctor}
+class Tool(NamedTuple):
+    """A command without a config: what it is for, its arguments, and what it does with them (an exit code, or None for 0)."""
+
+    purpose: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[..., int | None]
+
+    def parser(self, name: str) -> _Parser:
+        parser = _Parser(prog=f"pellucid {name}", description=self.purpose, allow_abbrev=False)
+        self.arguments(parser)
+        return parser
+
+
+TOOLS = {
+    "view": Tool("Opens the page of one or several runs, also of one that is still going.", _view_parser, _view),
+    "report": Tool("Writes a run's curves, figures and samples into one HTML file.", _report_parser, _report),
+    "replay": Tool(
+        "Executes recorded steps of a PPO run again and compares every tensor with the record.", _replay_parser, _replay
+    ),
+    "doctor": Tool(
+        "What this machine and installation can do; exit code 2 when something is broken.", lambda _: None, _doctor
+    ),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -186,9 +204,10 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if name in TOOLS:
         try:
-            return TOOLS[name](rest)
+            options = TOOLS[name].parser(name).parse_args(rest)
         except SystemExit:  # argparse has printed the help
             return 0
+        return TOOLS[name].run(**vars(options)) or 0
     if name not in COMMANDS:
         known = [*COMMANDS, *TOOLS]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
