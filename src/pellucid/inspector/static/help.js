@@ -1,0 +1,32 @@
+/* The help: keys, and the quantities of the record with their formulas. */
+(() => {
+  "use strict";
+  const { html, t, useState, Dialog, glossary } = Pellucid;
+  const KEYS = [
+    [["[", "]"], "key.steps"], [["{", "}"], "key.ends"], [["1", "2", "3", "4"], "key.tabs"], [["j", "k"], "key.samples"], [["Enter"], "key.open"],
+    [["←", "→"], "key.tokens"], [["/"], "key.filter"], [["?"], "key.help"], [["Esc"], "key.escape"],
+  ];
+
+  function Terms() {
+    const [wanted, setWanted] = useState("");
+    const matches = ([name, { text }]) => `${name} ${text}`.toLowerCase().includes(wanted.toLowerCase());
+    const row = ([name, { text, formula, unit }]) => html`<div key=${name}>
+      <dt>${name}</dt>
+      <dd>${text}${formula && html` <code>${formula}</code>`}${unit && html` <span class="muted">(${unit})</span>`}</dd>
+    </div>`;
+    return html`<div>
+      <input type="search" value=${wanted} placeholder=${t("shell.termFilter")} aria-label=${t("shell.termFilter")}
+        onInput=${(event) => setWanted(event.target.value)} />
+      <dl class="glossary">${Object.entries(glossary).filter(matches).map(row)}</dl>
+    </div>`;
+  }
+
+  Pellucid.Help = ({ onClose }) => html`<${Dialog} title=${t("shell.help")} onClose=${onClose}>
+    <h3>${t("shell.keys")}</h3>
+    <table class="keys"><tbody>
+      ${KEYS.map(([keys, text]) => html`<tr key=${text}><td>${keys.map((key) => html`<kbd>${key}</kbd> `)}</td><td>${t(text)}</td></tr>`)}
+    </tbody></table>
+    <h3>${t("shell.terms")}</h3>
+    <${Terms} />
+  <//>`;
+})();
