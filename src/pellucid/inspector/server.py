@@ -1,4 +1,4 @@
-"""The inspector over HTTP: the pages, and under /api/ the payloads that they ask for. Needs the `view` extra."""
+"""The inspector over HTTP: the pages, and under /api/ the payloads that they ask for."""
 
 from __future__ import annotations
 

@@ -57,15 +57,12 @@ def require_run(run_dir: Path) -> None:
 
 
 def serve(run_dirs: Sequence[Path], host: str, port: int, token: str | None, open_browser: bool) -> None:
-    try:
-        import pyarrow
-        import uvicorn
+    import pyarrow
+    import uvicorn
 
-        from pellucid.inspector.server import make_app
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is missing, which serves the pages: pip install 'pellucid[view]'") from None
     from pellucid.inspector.guard import is_loopback
     from pellucid.inspector.library import RunLibrary
+    from pellucid.inspector.server import make_app
 
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(24)
