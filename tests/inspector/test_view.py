@@ -105,12 +105,6 @@ def test_a_port_that_is_taken():
             bind("127.0.0.1", port)
 
 
-def test_without_the_extra_it_says_what_to_install(recorded, monkeypatch):
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(ConfigError, match=r"uvicorn is missing.*pip install 'pellucid\[view\]'"):
-        view([recorded])
-
-
 def test_addresses_to_open():
     assert url("127.0.0.1", 80, None) == "http://127.0.0.1:80/"
     assert url("0.0.0.0", 80, "t") == "http://127.0.0.1:80/?token=t"
