@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ NODE = shutil.which("node")
 SUITE = Path(__file__).with_name("test_explain.js")
 PROMPTS, GROUP, T, MAX_NEW_TOKENS = 3, 2, 13, 12
 B = PROMPTS * GROUP
-ADVANTAGE = [{"advantage": name} for name in ADVANTAGES] + [{"advantage": "gae", "whiten_advantages": False}]
+ADVANTAGE = [{"advantage": name} for name in get_args(AlgoConfig.model_fields["advantage"].annotation)] + [{"advantage": "gae", "whiten_advantages": False}]
 POLICY = [
     {"policy_loss": "ppo"},
     {"policy_loss": "ppo", "dual_clip": 1.5},

@@ -105,6 +105,13 @@ def test_a_port_that_is_taken():
             bind("127.0.0.1", port)
 
 
+def test_an_answer_is_not_held_back_for_an_acknowledgement():
+    with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_addresses_to_open():
     assert url("127.0.0.1", 80, None) == "http://127.0.0.1:80/"
     assert url("0.0.0.0", 80, "t") == "http://127.0.0.1:80/?token=t"

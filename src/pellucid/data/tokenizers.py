@@ -113,12 +113,14 @@ def stop_token_ids(tokenizer: Any, generation_config_eos: int | Sequence[int] | 
 
 
 def token_bytes(tokenizer: Any) -> list[bytes]:
-    """The bytes that each id stands for, by id, for ids 0 to len(tokenizer) - 1. One token may be a part of a character.
+    """The bytes that each id stands for, by id, up to the highest; none for an id that is no token. One token may be a part
+    of a character.
 
     Byte-level BPE writes bytes as letters of an alphabet of its own; SentencePiece writes a space as U+2581 and a byte as
     <0xE2>. Anything else is decoded token by token.
     """
-    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    size = max(tokenizer.get_vocab().values()) + 1
+    names = [name or "" for name in tokenizer.convert_ids_to_tokens(list(range(size)))]
     added = {str(token) for token in tokenizer.get_added_vocab()}
     decoder = str(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", ""))
     if "ByteLevel" in decoder:
@@ -127,7 +129,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
             name.encode() if name in added or not set(name) <= alphabet.keys() else bytes(alphabet[c] for c in name)
             for name in names
         ]
-    if "ByteFallback" in decoder or any(name.startswith("\u2581") for name in names if name):
+    if "ByteFallback" in decoder or any(name.startswith("\u2581") for name in names):
         return [
             bytes([int(name[3:5], 16)]) if _BYTE_TOKEN.fullmatch(name) else name.replace("\u2581", " ").encode()
             for name in names

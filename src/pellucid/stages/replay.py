@@ -13,14 +13,14 @@ from torch import Tensor
 
 from pellucid.checkpoint import newest_whole, read_checkpoint
 from pellucid.config import PPOConfig, load_config
-from pellucid.errors import RecordError
+from pellucid.errors import IntegrityError, RecordError
 from pellucid.metrics import Reporter
 from pellucid.rollout import RolloutEngine
 from pellucid.stages.clock import Clock
 from pellucid.stages.state import PPOState, RewardFunction
-from pellucid.trace import BY_NAME, manifest_path, open_rollout, read_manifest, recorded_steps, rollout_path
+from pellucid.trace import BY_NAME, manifest_path, read_manifest, read_rollout, recorded_steps, rollout_path
 from pellucid.trace.record import digest, environment, flatten
-from pellucid.types import Prompt, Sample, SamplingParams, collate
+from pellucid.types import Batch, Prompt, Sample, SamplingParams, collate
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,12 @@ def replay(run_dir: Path, step: int, reward: RewardFunction | None = None, repor
     """Execute a recorded step again, and raise RecordError at the first tensor that differs from the record.
 
     It begins at the newest checkpoint before the step, or at the initial models, and executes the iterations in between.
-    The engine samples again, to be compared; what follows is computed from the recorded rollout, if the record holds all of
-    it. Nothing is written. reward: as given to `train_ppo`, if the run's reward came that way.
+    What the engine samples is compared before anything is computed from it, so what follows is computed from the recorded
+    rollout. Nothing is written. reward: as given to `train_ppo`, if the run's reward came that way.
     """
     reporter = reporter or Reporter()
-    manifest, recorded = _read(run_dir, step)
-    config = _config(run_dir, manifest, reward, reporter)
-    state = PPOState(config, reward, None, Reporter(quiet=True))
+    record = _read(run_dir, step)
+    state = PPOState(_config(run_dir, record.manifest, reward, reporter), reward, None, Reporter(quiet=True))
     checkpoint = newest_whole(run_dir, reporter.say, before=step)
     if checkpoint:
         begun, states = read_checkpoint(checkpoint)
@@ -51,24 +50,32 @@ def replay(run_dir: Path, step: int, reward: RewardFunction | None = None, repor
     place = f"the checkpoint after step {start}" if start else "the initial models"
     reporter.say(f"step {step}: from {place}, {step - start - 1} steps before it are executed again")
     while state.step < step - 1:
-        state.iterate(Clock())
-
-    engine = _Recorded(state.workers.engine, recorded)
-    state.workers = replace(state.workers, engine=engine)
-    batch, _, _ = state.iterate(Clock())
-    values = flatten(batch) | flatten(collate(engine.sampled, pad_id=0))
-    weights = {f"weights of the {entry['role']}": entry["hash"] for entry in state.workers.trained(step)}
-    agreed = list(_compare(step, manifest, recorded, values, weights))
+        _iterate(state)
+    state.workers = replace(state.workers, engine=_Watched(state.workers.engine, record))
+    batch = _iterate(state)
+    agreed = [*record.agreeing(batch), *record.agreeing_weights(state.workers.trained(step))]
+    missing = [t["name"] for t in record.manifest["tensors"] if t["name"] not in agreed]
+    if missing:
+        raise RecordError(f"step {step}: {missing[0]} was recorded, and this run's config does not make it any more")
     reporter.say(f"step {step}: {len(agreed)} of {len(agreed)} hashes agree with the record")
     return Replay(step, start, agreed)
 
 
-class _Recorded:
-    """An engine that samples, and then hands out what was recorded in place of it."""
+def _iterate(state: PPOState) -> Batch:
+    try:
+        return state.iterate(Clock())[0]
+    except IntegrityError as error:
+        raise RecordError(
+            "a check that the run passed fails when it is executed again, so the config, the data, the models or the code "
+            f"changed: {error}"
+        ) from error
 
-    def __init__(self, engine: RolloutEngine, recorded: dict[str, Any]) -> None:
-        self.engine, self.recorded = engine, recorded
-        self.sampled: list[Sample] = []
+
+class _Watched:
+    """The run's engine; what it samples is compared with the record before anyone else sees it."""
+
+    def __init__(self, engine: RolloutEngine, record: _Record) -> None:
+        self.engine, self.record = engine, record
 
     @property
     def version(self) -> int:
@@ -81,40 +88,91 @@ class _Recorded:
         self.engine.load_weights(source, version)
 
     def generate(self, prompts: list[Prompt], params: SamplingParams, *, progress: Any = None) -> list[Sample]:
-        self.sampled = self.engine.generate(prompts, params, progress=progress)
-        if len(self.recorded["row"]) < len(self.sampled):
-            return self.sampled
-        return [self._sample(prompts, row) for row in range(len(self.sampled))]
+        samples = self.engine.generate(prompts, params, progress=progress)
+        list(self.record.agreeing(collate(samples, pad_id=0)))
+        return samples
 
-    def _sample(self, prompts: list[Prompt], row: int) -> Sample:
-        found = {name: column[row] for name, column in self.recorded.items()}
-        prompt = prompts[found["group_ids"]]
-        ids = found["input_ids"].tolist()
-        if ids[: len(prompt.input_ids)] != prompt.input_ids:
-            raise RecordError(
-                f"input_ids: the prompt of sample {row} is not the one that was recorded; the data set, the tokenizer or "
-                "the seed has changed, or the record has"
+
+@dataclass(frozen=True)
+class _Record:
+    """A recorded step. columns: name -> one value a row, or one array a row."""
+
+    step: int
+    manifest: dict[str, Any]
+    columns: dict[str, Any]
+
+    def agreeing(self, batch: Batch) -> Iterator[str]:
+        """The tensors of a batch, as far as it has come, that agree with the record, in the order of production.
+
+        Raises RecordError at the first that does not. The manifest's hash is of the whole batch; where the file holds some of
+        its rows, these are compared with theirs.
+        """
+        rows = torch.tensor(self.columns["row"])
+        values = flatten(batch)
+        whole = len(rows) == len(batch)
+        there = values if whole else flatten(batch.select(rows[rows < len(batch)]))
+        for tensor in self.manifest["tensors"]:
+            name = tensor["name"]
+            if name not in values:
+                continue
+            kept = self._kept(name, values[name].dtype)
+            if digest(values[name]) != tensor["hash"] or (kept is not None and digest(kept) != digest(there[name])):
+                where = self._where(tensor, values[name], kept, there[name])
+                raise RecordError(f"step {self.step}: {name} is the first tensor that differs: {where}")
+            yield name
+
+    def agreeing_weights(self, weights: list[dict[str, Any]]) -> Iterator[str]:
+        recorded = {entry["role"]: entry["hash"] for entry in self.manifest["weights"]}
+        for entry in weights:
+            name = f"weights of the {entry['role']}"
+            if recorded.get(entry["role"]) != entry["hash"]:
+                raise RecordError(f"step {self.step}: the {name} after the step differ, and every tensor before agrees")
+            yield name
+
+    def _kept(self, name: str, dtype: torch.dtype) -> Tensor | None:
+        """The recorded column as `flatten` would give it; None where the file does not have it."""
+        column, per = self.columns.get(name), BY_NAME[name].per
+        if column is None:
+            return None
+        if per == "token":
+            return torch.from_numpy(np.concatenate(column)).to(dtype)
+        return torch.tensor([value for row in column for value in row] if per == "alternative" else column).to(dtype)
+
+    def _where(self, tensor: dict[str, Any], again: Tensor, kept: Tensor | None, there: Tensor) -> str:
+        """What disagrees with what, and at which sample and token first."""
+        if kept is None:
+            return f"its hash was {tensor['hash']}, replayed it is {digest(again)}"
+        if kept.shape != there.shape:
+            return f"recorded are {len(kept)} values, replayed {len(there)}; is the data set the one of the run?"
+        bits = [values.contiguous().view(torch.uint8).reshape(len(values), -1) for values in (kept, there)]
+        differing = (bits[0] != bits[1]).any(1).nonzero()
+        if not len(differing):
+            if len(self.columns["row"]) < self.manifest["samples"]:
+                return "the recorded samples agree, and the hash of the whole batch does not"
+            return (
+                "the recorded values are those replayed, but the manifest holds another hash: the manifest was changed"
             )
-        return Sample(
-            prompt=prompt,
-            group_id=int(found["group_ids"]),
-            sample_index=int(found["sample_index"]),
-            input_ids=ids,
-            action_mask=found["action_mask"].tolist(),
-            rollout_logprobs=found["rollout_logprobs"].tolist(),
-            stop_reason=found["stop_reason"],
-            policy_version=int(found["policy_version"]),
-        )
+        first = int(differing[0])
+        changed = digest(again) == tensor["hash"]
+        odd = ": the recorded file was changed, its manifest agrees with the replay" if changed else ""
+        values = f"recorded {kept[first].tolist()}, replayed {there[first].tolist()} ({len(differing)} differ)"
+        return f"at {self._place(tensor['name'], first)} {values}{odd}"
+
+    def _place(self, name: str, index: int) -> str:
+        """The sample, and the token, of an index into a flattened column."""
+        if BY_NAME[name].per == "sample":
+            return f"sample {self.columns['row'][index]}"
+        ends = np.cumsum([len(row) for row in self.columns["input_ids"]])
+        row = int(np.searchsorted(ends, index, side="right"))
+        return f"sample {self.columns['row'][row]}, token {index - int(ends[row - 1] if row else 0)}"
 
 
-def _read(run_dir: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(manifest, column name -> one value or one array a row) of a recorded step."""
+def _read(run_dir: Path, step: int) -> _Record:
     steps = recorded_steps(run_dir)
     if step not in steps:
         there = f"there are {steps[0]} to {steps[-1]} ({len(steps)} steps)" if steps else "there is none"
         raise RecordError(f"{run_dir}: step {step} was not recorded; {there}")
-    manifest = read_manifest(manifest_path(run_dir, step))
-    table = open_rollout(rollout_path(run_dir, step)).read()
+    manifest, table = read_manifest(manifest_path(run_dir, step)), read_rollout(rollout_path(run_dir, step))
     columns: dict[str, Any] = {}
     for name in table.column_names:
         column = table[name].combine_chunks()
@@ -123,7 +181,7 @@ def _read(run_dir: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
             columns[name] = np.split(column.values.to_numpy(zero_copy_only=False), ends[1:-1])
         else:
             columns[name] = column.to_pylist()
-    return manifest, columns
+    return _Record(step, manifest, columns)
 
 
 def _config(run_dir: Path, manifest: dict[str, Any], reward: RewardFunction | None, reporter: Reporter) -> PPOConfig:
@@ -140,65 +198,3 @@ def _config(run_dir: Path, manifest: dict[str, Any], reward: RewardFunction | No
     precision = next(entry["precision"] for entry in manifest["weights"] if entry["role"] == "actor")
     same = {"threads": then["threads"], "device": then["device"], "precision": precision}
     return config.model_copy(update={"run": config.run.model_copy(update=same)})
-
-
-def _compare(
-    step: int, manifest: dict[str, Any], recorded: dict[str, Any], values: dict[str, Tensor], weights: dict[str, str]
-) -> Iterator[str]:
-    """The names of what agrees, in the order of production. Raises RecordError at the first that does not."""
-    whole = manifest["recorded"] == manifest["samples"]
-    for tensor in manifest["tensors"]:
-        name, again = tensor["name"], values.get(tensor["name"])
-        if again is None:
-            raise RecordError(f"step {step}: {name} was recorded, and is not made by this run's config any more")
-        kept = _kept(name, recorded, again.dtype) if whole and name in recorded else None
-        if digest(again) != tensor["hash"] or (kept is not None and digest(kept) != tensor["hash"]):
-            raise RecordError(
-                f"step {step}: {name} is the first tensor that differs: {_where(tensor, again, kept, recorded)}"
-            )
-        yield name
-    for entry in manifest["weights"]:
-        name = f"weights of the {entry['role']}"
-        if name in weights:
-            if weights[name] != entry["hash"]:
-                raise RecordError(f"step {step}: the {name} after the step differ, and every tensor before agrees")
-            yield name
-
-
-def _kept(name: str, recorded: dict[str, Any], dtype: torch.dtype) -> Tensor:
-    """The recorded column as `flatten` would give it."""
-    column = recorded[name]
-    if BY_NAME[name].per == "token":
-        return torch.from_numpy(np.concatenate(column)).to(dtype)
-    return torch.tensor(
-        [value for row in column for value in row] if BY_NAME[name].per == "alternative" else column
-    ).to(dtype)
-
-
-def _where(tensor: dict[str, Any], again: Tensor, kept: Tensor | None, recorded: dict[str, Any]) -> str:
-    """What disagrees with what, and at which sample and token first."""
-    if kept is None:
-        return f"its hash was {tensor['hash']}, replayed it is {digest(again)}"
-    if kept.shape != again.shape:
-        return f"recorded are {tuple(kept.shape)} values, replayed {tuple(again.shape)}"
-    bits = [values.contiguous().view(torch.uint8).reshape(len(values), -1) for values in (kept, again)]
-    differing = (bits[0] != bits[1]).any(1).nonzero()
-    if not len(differing):
-        return "the recorded values are those replayed, but the manifest holds another hash: the manifest was changed"
-    first = int(differing[0])
-    ends = np.cumsum([len(row) for row in recorded["input_ids"]])
-    row, column = first, None
-    if BY_NAME[tensor["name"]].per != "sample":
-        row = int(np.searchsorted(ends, first, side="right"))
-        column = first - int(ends[row - 1] if row else 0)
-    place = f"sample {row}" + ("" if column is None else f", token {column}")
-    odd = (
-        ": the recorded file was changed, its manifest agrees with the replay"
-        if digest(again) == tensor["hash"]
-        else ""
-    )
-    return f"at {place} recorded {_plain(kept[first])}, replayed {_plain(again[first])} ({len(differing)} differ){odd}"
-
-
-def _plain(value: Tensor) -> str:
-    return str(value.tolist())

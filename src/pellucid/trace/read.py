@@ -36,7 +36,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecordError(f"{path}: is missing; the step's tensors are in rollouts/, their origins are not") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: cannot be read ({_short(error)}); restore it, or record the step again") from error
     if not isinstance(manifest, dict) or "schema_version" not in manifest or "tensors" not in manifest:
         raise RecordError(f"{path}: is not a manifest of Pellucid's")
@@ -50,7 +50,7 @@ def open_rollout(path: Path) -> pq.ParquetFile:
         file = pq.ParquetFile(path)
     except FileNotFoundError:
         raise RecordError(f"{path}: is missing; the step was not recorded, or its record was not kept") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise RecordError(
             f"{path}: is not a whole Parquet file ({_short(error)}); restore it, or record the step again"
         ) from error
@@ -61,6 +61,15 @@ def open_rollout(path: Path) -> pq.ParquetFile:
     version = metadata[b"pellucid.schema_version"].decode(errors="replace")
     _require_readable(path, version, metadata.get(b"pellucid.version", b"").decode(errors="replace"))
     return file
+
+
+def read_rollout(path: Path) -> pa.Table:
+    """All of a step's Parquet file. Raises RecordError as `open_rollout` does, also for damage within."""
+    with open_rollout(path) as file:
+        try:
+            return file.read()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise RecordError(f"{path}: is damaged ({_short(error)}); restore it, or record the step again") from error
 
 
 def read_spans(path: Path) -> list[dict[str, Any]]:
@@ -80,11 +89,17 @@ def read_spans(path: Path) -> list[dict[str, Any]]:
         if line:
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
-            if isinstance(event, dict) and event.get("ph") == "X":
+            if _is_span(event):
                 events.append(event)
     return events
+
+
+def _is_span(event: Any) -> bool:
+    """Whether it is one of ours; others may have been written into the file by other tools."""
+    ours = isinstance(event, dict) and event.get("ph") == "X" and isinstance(event.get("args"), dict)
+    return ours and isinstance(event["args"].get("step"), int)
 
 
 def read_vocabulary(run_dir: Path) -> pa.Table | None:
@@ -93,7 +108,9 @@ def read_vocabulary(run_dir: Path) -> pa.Table | None:
     if not path.exists():
         return None
     try:
-        with pq.ParquetFile(path) as file:  # pq.read_table would import pyarrow.dataset, which takes longer than the reading
+        with pq.ParquetFile(
+            path
+        ) as file:  # pq.read_table would import pyarrow.dataset, which takes longer than the reading
             return file.read().select(["id", "bytes", "special"])
     except (OSError, KeyError, pa.ArrowException) as error:
         raise RecordError(f"{path}: cannot be read ({_short(error)}); tokens are shown by their ids") from error

@@ -41,7 +41,7 @@ class Vocabulary(NamedTuple):
     special: frozenset[int]
 
     def text(self, ids: list[int]) -> str:
-        """The ids as text, control tokens left out, and marks where the bytes are no UTF-8 or the id is not the tokenizer's."""
+        """The ids as text, control tokens left out; marks stand for bytes that are no UTF-8, and ids of no token."""
         known = len(self.pieces)  # a model's vocabulary may be larger, and its tail be sampled
         shown = (self.pieces[i] if i < known else b"\xff" for i in ids if i not in self.special)
         return b"".join(shown).decode(errors="replace")
@@ -103,7 +103,8 @@ class Recorder:
 
     def _forget(self, steps: list[int]) -> None:
         for step in steps:
-            for path in (rollout_path(self.run_dir, step), manifest_path(self.run_dir, step)):
+            # The manifest first: a step is known by its Parquet file, and what is known is removed the next time.
+            for path in (manifest_path(self.run_dir, step), rollout_path(self.run_dir, step)):
                 path.unlink(missing_ok=True)
 
     def _table(
@@ -255,7 +256,7 @@ def _tensor(column: Column, step: int, batch: Batch, values: Tensor, config: PPO
 
 def _figures(column: Column, values: Tensor) -> dict[str, Any]:
     """Mean, std, range and histogram over the action tokens (or the samples)."""
-    if values.dtype == torch.int64 or not values.numel():
+    if values.dtype in (torch.int32, torch.int64) or not values.numel():
         return {}
     wide = values.double()
     if values.dtype == torch.bool:
@@ -264,7 +265,8 @@ def _figures(column: Column, values: Tensor) -> dict[str, Any]:
     if not np.isfinite([low, high]).all():
         return {"count": values.numel()}
     # In float64: in float32 a narrow range has no room for that many edges.
-    counts, edges = np.histogram(wide.numpy(), BINS, (low, high) if high > low else (low - 0.5, low + 0.5))
+    beside = max(0.5, 1e-6 * abs(low))
+    counts, edges = np.histogram(wide.numpy(), BINS, (low, high) if high > low else (low - beside, low + beside))
     return {
         "mean": wide.mean().item(), "std": wide.std(correction=0).item(), "min": low, "max": high, "count": values.numel(),
         "histogram": {"low": float(edges[0]), "high": float(edges[-1]), "counts": counts.tolist()},

@@ -74,7 +74,7 @@ COLUMNS = (
     Column("logprobs", "float32", "token", "nats", "log-prob under the actor in the last epoch", "update_actor"),
     Column("log_ratio", "float32", "token", "nats", "logprobs - old_logprobs", "update_actor"),
     Column("ratio", "float32", "token", "", "exp(log_ratio)", "update_actor"),
-    Column("clipped", "bool", "token", "", "a bound of the policy loss took over; only cispo leaves a gradient", "update_actor"),
+    Column("clipped", "bool", "token", "", "a bound took over in the policy loss: no gradient, but in cispo", "update_actor"),
     Column("logprob_grads", "float32", "token", "", "d actor loss / d logprobs, by autograd; without ptx", "update_actor"),
 )  # fmt: skip
 BY_NAME = {column.name: column for column in COLUMNS}

@@ -37,7 +37,7 @@ class SpanFile:
     def __init__(self, path: Path, after_step: int = 0) -> None:
         """Opens the file, and drops what it holds beyond after_step: a resumed run does those steps again."""
         self.path = path
-        kept = [event for event in read_spans(path) if event.get("args", {}).get("step", 0) <= after_step]
+        kept = [event for event in read_spans(path) if event["args"]["step"] <= after_step]
         names = (
             {"name": "process_name", "ph": "M", "pid": pid, "tid": 0, "args": {"name": role}}
             for pid, role in enumerate(ROLES)

@@ -219,7 +219,11 @@
   const decoded = new WeakMap(); // sample of a chunk -> its arrays
   /** {sample, arrays, pieces, widths} of a row of samples.json; widths[name] is k for arrays of T·k values. */
   async function sampleAt(run, step, row) {
-    const chunk = await get(`run/${run}/step/${step}/chunk/${Math.floor(row / CHUNK)}.json`);
+    const base = `run/${run}/step/${step}`;
+    const chunk = await get(`${base}/chunk/${Math.floor(row / CHUNK)}.json`).catch(async (error) => {
+      const samples = await get(`${base}/samples.json`).catch(() => null);
+      throw samples && row >= samples.rows ? new Error(t("shell.noSample", row, step)) : error; // a reader asked for a sample
+    });
     const sample = chunk.samples[row % CHUNK];
     if (!sample) throw new Error(t("shell.noSample", row, step));
     if (!decoded.has(sample)) {

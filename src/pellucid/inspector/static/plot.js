@@ -124,7 +124,7 @@
     }, [series, mark]);
     const last = series.map((s) => `${s.label}: ${format(s.y.findLast((v) => Number.isFinite(v)))}`).join("; ");
     return html`<div class=${`plot ${onPick ? "plot-picks" : ""}`} ref=${box} role="img"
-      aria-label=${t("shell.plotLabel", label ?? yLabel ?? "", visibleText(last, 300))}></div>`;
+      aria-label=${t("shell.plotLabel", visibleText(label ?? yLabel, 60), visibleText(last, 300))}></div>`;
   }
 
   Object.assign(Pellucid, { Plot });

@@ -153,7 +153,9 @@
     const place = { run: runId, step, page: "token", sample };
     const base = `run/${runId}/step/${step}`;
     const { record, error } = useRecord(runId, step, sample);
-    const manifest = usePayload(`${base}/step.json`, state?.revision), samples = usePayload(`${base}/samples.json`), check = usePayload(`${base}/check.json`);
+    const manifest = usePayload(`${base}/step.json`, state?.revision);
+    // The text comes first; the whole step, which the arithmetic compares with, is asked for when it is there.
+    const samples = usePayload(record && `${base}/samples.json`), check = usePayload(record && `${base}/check.json`);
     const config = usePayload(`run/${runId}/config.json`, state?.revision);
     const groupSize = config.data?.config?.rollout?.samples_per_prompt ?? null;
     const arithmetic = useArithmetic(record, manifest.data?.manifest, check.data, samples.data, groupSize);
