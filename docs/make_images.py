@@ -21,11 +21,11 @@ IMAGES = Path(__file__).with_name("images")
 FLAGS = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking hide-scrollbars"
 WIDTH = 1280
 SHOTS = {
-    "run": ("#/run/0", "light", ".run-curves canvas", 1330),
-    "step": ("#/run/0/step/{step}", "light", ".step-flow svg", 1500),
-    "samples": ("#/run/0/step/{step}/samples?sort=-scores", "light", ".samples-row", 800),
-    "token": ("#/run/0/step/{step}/sample/2/token/30", "light", ".token-line", 1400),
-    "token-dark": ("#/run/0/step/{step}/sample/2/token/30", "dark", ".token-line", 1400),
+    "run": ("#/run/0", "light", ".u-over", 1330),
+    "step": ("#/run/0/step/{step}", "light", ".step-box", 1500),
+    "samples": ("#/run/0/step/{step}/samples?sort=-scores", "light", ".samples-figure", 800),
+    "token": ("#/run/0/step/{step}/sample/2/token/30", "light", ".token-formula", 1400),
+    "token-dark": ("#/run/0/step/{step}/sample/2/token/30", "dark", ".token-formula", 1400),
 }
 """name -> (place, theme, what must be there before the picture is taken, height in pixels)."""
 
