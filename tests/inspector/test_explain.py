@@ -30,7 +30,8 @@ NODE = shutil.which("node")
 SUITE = Path(__file__).with_name("test_explain.js")
 PROMPTS, GROUP, T, MAX_NEW_TOKENS = 3, 2, 13, 12
 B = PROMPTS * GROUP
-ADVANTAGE = [{"advantage": name} for name in get_args(AlgoConfig.model_fields["advantage"].annotation)] + [{"advantage": "gae", "whiten_advantages": False}]
+NAMES = get_args(AlgoConfig.model_fields["advantage"].annotation)
+ADVANTAGE = [*({"advantage": name} for name in NAMES), {"advantage": "gae", "whiten_advantages": False}]
 POLICY = [
     {"policy_loss": "ppo"},
     {"policy_loss": "ppo", "dual_clip": 1.5},

@@ -95,7 +95,7 @@ class ActorWorker(ReferenceWorker):
                 stats, log_ratio = self._minibatch(
                     batch.select(rows), kl_coef, supervised, part, is_first=first is None, watching=watching
                 )
-                made.put(rows, minibatch=torch.full(rows.shape, i))
+                made.put(rows, minibatch=torch.full(rows.shape, i, dtype=torch.int32))
                 first = log_ratio if first is None else first
                 worst = max(worst, log_ratio)
                 means.add(stats)
@@ -140,7 +140,7 @@ class ActorWorker(ReferenceWorker):
             log_ratio = (logprobs - micro.get("old_logprobs")).detach()
             made.put(rows, logprobs=logprobs, log_ratio=log_ratio, ratio=log_ratio.exp() * mask, entropy=entropy)
             made.put(rows, clipped=clipped & mask, logprob_grads=logprobs.grad)
-            made.put(rows, actor_denominator=torch.full(rows.shape, denominator))
+            made.put(rows, actor_denominator=torch.full(rows.shape, float(denominator)))
             worst = max(worst, log_ratio[mask].abs().max().item())
             means.add(_ratio_metrics(log_ratio, clipped, mask), mask.sum().item() / num_tokens)
         if is_first:
@@ -221,7 +221,7 @@ class CriticWorker:
             value_loss += total.item()
             clip_fraction += (clipped & mask).sum().item() / denominator
             made.put(rows, values=values, value_clipped=clipped & mask, value_grads=values.grad)
-            made.put(rows, critic_denominator=torch.full(rows.shape, denominator))
+            made.put(rows, critic_denominator=torch.full(rows.shape, float(denominator)))
         return {"value_loss": value_loss, "clip_fraction": clip_fraction} | self.learner.step()
 
 

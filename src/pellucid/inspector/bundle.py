@@ -33,6 +33,8 @@ def write_bundle(run_dirs: Sequence[Path], folder: Path, steps: str | None = Non
             target = scratch / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
+        page = (scratch / "index.html").read_text(encoding="utf-8")
+        (scratch / "index.html").write_text(page.replace("<html ", "<html data-bundle ", 1), encoding="utf-8")
         for path in library.paths():
             count += _write_payload(library, path, scratch / "data" / f"{path}.js")
         (scratch / MARKER).write_text(json.dumps({"runs": library.names, "steps": steps or "all"}) + "\n")

@@ -57,7 +57,7 @@
   const FRESH = /\/(state|metrics)\.json$|^runs\.json$/; // never kept
   const cache = new Map(); // path -> {revision, promise}
   const awaited = new Map(); // path -> resolve, of scripts on their way
-  let bundled = location.protocol === "file:" ? true : null; // null: not known yet
+  const bundled = "bundle" in document.documentElement.dataset; // set by whoever wrote the bundle, which may lie on a web server too
   let generation = 0;
 
   window.PellucidData = (path, payload) => {
@@ -92,23 +92,9 @@
     throw Object.assign(new Error(payload?.error || t("shell.noAnswer", path, response.status)), { status: response.status });
   }
 
-  /** A bundle may also lie on a web server: then there is no API, and its first answer says so. */
-  async function load(path) {
-    if (bundled === null) {
-      try {
-        const first = await fromServer("runs.json");
-        bundled = false;
-        if (path === "runs.json") return first;
-      } catch (error) {
-        if (error.unreachable) throw error;
-        bundled = true;
-      }
-    }
-    return bundled ? fromBundle(path) : fromServer(path);
-  }
-
   /** Promise of the payload at `path`. With a revision, one fetched at another revision is fetched again (unless it is settled). */
   function get(path, revision) {
+    const load = bundled ? fromBundle : fromServer;
     if (FRESH.test(path)) return load(path);
     const kept = cache.get(path);
     if (kept && (revision === undefined || kept.revision === revision || SETTLED.test(path))) {
@@ -127,7 +113,7 @@
     get,
     /** Drops everything kept, for a run that was rewound (resumed from an earlier step). */
     forget() { cache.clear(); generation += 1; },
-    get bundled() { return bundled === true; },
+    bundled,
   };
 
   /** {data, error} of the payload at `path` (null: none wanted); the last data stays while a newer revision is on its way. */

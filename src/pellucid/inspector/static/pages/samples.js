@@ -1,8 +1,8 @@
 /* The page of a step's samples: a table that sorts and filters, groups side by side, one prompt across steps. */
 (() => {
   "use strict";
-  const { html, t, useState, useEffect, useLayoutEffect, useMemo, useRef, usePayload, link, go, useKeys, format, diverging, sequential,
-    Visible, Panel, Failure, Loading, Empty, Hint, Choice, explain } = Pellucid;
+  const { html, t, useState, useEffect, useLayoutEffect, useMemo, useRef, usePayload, link, go, parseRoute, useKeys, format, diverging,
+    sequential, Visible, Panel, Failure, Loading, Empty, Hint, Choice, explain } = Pellucid;
   const { QUANTITIES, CHARACTERS, bounds, order } = Pellucid.samplesQuery;
   const HEIGHT = 32; // px of a row, as in css/samples.css
   const SPARE = 8; // rows drawn above and below what is seen
@@ -125,8 +125,10 @@
       else if (top + HEIGHT + head > node.scrollTop + node.clientHeight) node.scrollTop = top + HEIGHT + head - node.clientHeight;
     }, [place]);
     const select = (to) => (rows.length ? put({ at: rows[Math.max(0, Math.min(rows.length - 1, to))] }) : false);
+    // A key may come before the page has followed the one before: the address is ahead of it.
+    const now = () => rows.indexOf(Number(parseRoute(location.hash).query.at ?? NaN));
     useKeys({
-      j: () => select(place + 1), k: () => select(place < 0 ? 0 : place - 1),
+      j: () => select(now() + 1), k: () => select(now() - 1),
       Enter: (event) => (place < 0 || event.target.closest("a, button, summary") ? false : go(hrefOf(selected))),
     });
     const spacer = (height) => html`<tr class="samples-spacer" aria-hidden="true"><td style=${{ height: `${height}px` }}></td></tr>`;
