@@ -87,12 +87,13 @@ class Recorder:
             table = self._table(manifest, part, flatten(part), [samples[i] for i in kept.tolist()], kept)
         else:
             table = self._table(manifest, batch, values, samples, kept)
-        with atomic_file(rollout_path(self.run_dir, step)) as scratch:
-            pq.write_table(table, scratch, row_group_size=ROWS_PER_GROUP, **PARQUET)
+        # The manifest first: a step is known by its Parquet file, and then has both.
         text = json.dumps(
             manifest | {"weights": weights, "metrics": finite(stats)}
         )  # indented it takes five times as long
         atomic_write(manifest_path(self.run_dir, step), text + "\n")
+        with atomic_file(rollout_path(self.run_dir, step)) as scratch:
+            pq.write_table(table, scratch, row_group_size=ROWS_PER_GROUP, **PARQUET)
         if self.config.trace.keep:
             self._forget(recorded_steps(self.run_dir)[: -self.config.trace.keep])
 
