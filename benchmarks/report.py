@@ -21,6 +21,7 @@ TITLES = {
     "learning": "Learning per sample",
     "memory": "Memory",
     "scaling": "Cost growth",
+    "gym": "Environments",
     "trace": "The record",
     "inspector": "The page",
     "gpu": "GPU",

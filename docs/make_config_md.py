@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from pellucid.config import GenerateConfig, PPOConfig, QuickstartConfig, RMConfig, Section, SFTConfig
+from pellucid.config import GenerateConfig, GymConfig, PPOConfig, QuickstartConfig, RMConfig, Section, SFTConfig
 
 COMMANDS: dict[str, type[Section]] = {
     "quickstart": QuickstartConfig,
@@ -17,6 +17,7 @@ COMMANDS: dict[str, type[Section]] = {
     "rm": RMConfig,
     "ppo": PPOConfig,
     "generate": GenerateConfig,
+    "gym": GymConfig,
 }
 
 INTRO = """# Configuration

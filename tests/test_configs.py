@@ -61,7 +61,7 @@ def test_every_config_parses(path: str) -> None:
     command, named = command_of(path)
     assert named == path, "the first line names another file"
     assert isinstance(parsed(path), Section)
-    assert command in ("sft", "rm", "ppo")
+    assert command in ("sft", "rm", "ppo", "gym")
 
 
 def test_the_configs_that_are_promised_are_there() -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 from pellucid import __version__
 from pellucid.config import (
     GenerateConfig,
+    GymConfig,
     PPOConfig,
     QuickstartConfig,
     RMConfig,
@@ -31,9 +32,11 @@ USAGE = """pellucid {version}: RLHF that can be seen through
   pellucid rm CONFIG.toml               reward model from preference pairs
   pellucid ppo CONFIG.toml              PPO (or RLOO, GRPO, …) with actor, critic, reward and reference
   pellucid generate --model DIR --prompt TEXT
+  pellucid gym CONFIG.toml              REINFORCE, A2C or PPO in Gymnasium's environments
   pellucid view RUN_DIR …               the page of one or several runs: curves, data flow, samples, tokens
   pellucid report RUN_DIR               one HTML file: curves, table, samples before and after
   pellucid replay RUN_DIR --step K      executes a recorded step again and compares every tensor
+  pellucid learn                        the road in eight chapters, each of which runs
   pellucid doctor                       what this machine and installation can do
 
   --section.key value   overrides a key of the config      pellucid ppo --help lists them all
@@ -66,6 +69,12 @@ def _generate(config: Any, resume: bool) -> None:
     generate(config)
 
 
+def _gym(config: Any, resume: bool) -> None:
+    from pellucid.stages.gym import train_gym
+
+    train_gym(config, resume)
+
+
 def _quickstart(config: Any, resume: bool) -> None:
     from pellucid.inspector.report import report
     from pellucid.stages.quickstart import quickstart
@@ -80,6 +89,7 @@ COMMANDS: dict[str, tuple[type[Section], Callable[[Any, bool], None], dict[str, 
     "rm": (RMConfig, _rm, {"run": {"dir": "runs/rm"}}),
     "ppo": (PPOConfig, _ppo, {"run": {"dir": "runs/ppo"}}),
     "generate": (GenerateConfig, _generate, {}),
+    "gym": (GymConfig, _gym, {"run": {"dir": "runs/gym"}}),
 }
 
 
@@ -141,6 +151,22 @@ def _replay(run_dir: Path, step: list[int]) -> None:
         replay(run_dir, one)
 
 
+def _learn_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("chapter", nargs="?", metavar="N", help="a chapter's number, or all; the list if absent")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random in a chapter")
+    parser.add_argument("--out", type=Path, default=Path("runs/learn"), help="where pictures, pages and exercises go")
+    parser.add_argument(
+        "--exercises", action="store_true", help="print a chapter's exercises, and write a file to fill in"
+    )
+    parser.add_argument("--check", type=Path, metavar="FILE", help="check the answers in that file")
+
+
+def _learn(**options: Any) -> int:
+    from pellucid.learn.command import learn
+
+    return learn(**options)
+
+
 def _doctor() -> int:
     from pellucid.doctor import doctor
 
@@ -165,6 +191,11 @@ TOOLS = {
     "report": Tool("Writes a run's curves, figures and samples into one HTML file.", _report_parser, _report),
     "replay": Tool(
         "Executes recorded steps of a PPO run again and compares every tensor with the record.", _replay_parser, _replay
+    ),
+    "learn": Tool(
+        "The road in eight chapters, from a policy gradient to the whole pipeline, on this library's own code.",
+        _learn_parser,
+        _learn,
     ),
     "doctor": Tool(
         "What this machine and installation can do; exit code 2 when something is broken.", lambda _: None, _doctor

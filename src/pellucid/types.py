@@ -101,7 +101,7 @@ class _Rows:
         def pick(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value[rows, :length] if value.dim() > 1 else value[rows]
-            return tuple(value[i] for i in rows.tolist()) if isinstance(value, tuple) else value
+            return tuple(value[i] for i in rows.tolist()) if isinstance(value, tuple) and value else value
 
         return replace(self, **{f.name: pick(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var]
 
@@ -133,7 +133,7 @@ class Batch(_Rows):
     bootstrap_values: Tensor  # (B,T) float32
     group_ids: Tensor  # (B,) int64
     policy_version: Tensor  # (B,) int64
-    stop_reason: tuple[StopReason, ...]  # (B,)
+    stop_reason: tuple[StopReason, ...]  # (B,), or empty where rows are environments
     scores: Tensor | None = None  # (B,)
     old_logprobs: Tensor | None = None  # (B,T)
     entropy: Tensor | None = None  # (B,T) nats
@@ -145,6 +145,7 @@ class Batch(_Rows):
     returns: Tensor | None = None  # (B,T)
     top_ids: Tensor | None = None  # (B,T,K) the likeliest tokens before the updates, where they are recorded
     top_logprobs: Tensor | None = None  # (B,T,K)
+    observations: Tensor | None = None  # (B,T,O) float32, where rows are environments: what action t answers to
     # What follows is of the last epoch's pass over each sample, before the optimizer step that it led to.
     logprobs: Tensor | None = None  # (B,T)
     log_ratio: Tensor | None = None  # (B,T)
@@ -202,6 +203,19 @@ def collate(samples: list[Sample], pad_id: int) -> Batch:
         policy_version=torch.tensor([s.policy_version for s in samples]),
         stop_reason=tuple(s.stop_reason for s in samples),
     )
+
+
+def transitions(batch: Batch) -> Batch:
+    """Every action as a row of its own, (B,T) -> (num_action_tokens, 1), row by row; a field of the row goes to each of
+    its actions. For policies that answer to an observation alone: their minibatches are drawn from steps."""
+    taken = batch.action_mask
+
+    def rows(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value[:, None].expand(taken.shape)[taken] if value.dim() == 1 else value[taken][:, None]
+
+    return replace(batch, **{f.name: rows(getattr(batch, f.name)) for f in fields(batch)})
 
 
 def pad(rows: list[Any], value: Any, dtype: torch.dtype) -> Tensor:

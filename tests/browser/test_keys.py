@@ -72,7 +72,7 @@ def test_the_selected_row_stays_in_view(page, address, frame):
     for _ in range(len(frame) + 3):  # more than there are: it stays at the last
         page.press("j")
     last = len(frame) - 1
-    page.wait(lambda: page.texts(".samples-selected td.samples-row") == [str(last)], "the last row")
+    page.wait(lambda: page.texts(".samples-selected td.samples-row") == [str(last)], f"row {last} (now {page.place})")
     inside = """const row = document.querySelector(".samples-selected").getBoundingClientRect();
         const box = document.querySelector(".samples-scroll").getBoundingClientRect();
         return row.bottom <= box.bottom + 1 && row.top >= box.top"""

@@ -203,7 +203,7 @@ def test_every_tensor_opens_with_its_histogram(page, address, manifest):
         assert {tensors[name]["hash"] for name in names} <= set(hashes)
         seen |= set(names)
         page.press("ESCAPE")
-        page.wait(lambda: page.count(".step-popover") == 0 and "node=" not in page.place, "the box to close")
+        page.wait(lambda: page.count(".step-popover.is-pinned") == 0 and "node=" not in page.place, "the box to close")
     assert set(tensors) - seen == set(), "tensors that no box shows"
 
 

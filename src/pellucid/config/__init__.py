@@ -1,5 +1,6 @@
 """What a run is told: models read from TOML, overridden by dotted flags, checked before anything loads."""
 
+from pellucid.config.gym import EnvConfig, GymAlgoConfig, GymConfig, GymRunConfig
 from pellucid.config.help import help_text
 from pellucid.config.load import differences, dump_toml, load_config, read_toml, to_tree, validate
 from pellucid.config.schema import (
@@ -29,7 +30,11 @@ from pellucid.config.sections import (
 __all__ = [
     "AlgoConfig",
     "DataConfig",
+    "EnvConfig",
     "GenerateConfig",
+    "GymAlgoConfig",
+    "GymConfig",
+    "GymRunConfig",
     "LearnConfig",
     "ModelsConfig",
     "NewModelConfig",

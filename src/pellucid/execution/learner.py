@@ -164,9 +164,11 @@ def micro_batches(lengths: Tensor, limits: MicroBatchLimits) -> list[Tensor]:
     Longest first, each to the group that has the fewest tokens so far and room for one more [Graham 1969, LPT]. Within a
     group rows of one length are neighbours, and so share one call of the attention kernel.
     """
-    order = lengths.argsort(descending=True, stable=True).tolist()
-    sizes, most = lengths.tolist(), limits.size or max(len(lengths), 1)
+    longest_first = lengths.argsort(descending=True, stable=True)
+    order, sizes, most = longest_first.tolist(), lengths.tolist(), limits.size or max(len(lengths), 1)
     count = max(math.ceil(sum(sizes) / limits.tokens), math.ceil(len(order) / most))
+    if count == 1:
+        return [longest_first]
     while count < len(order):
         groups: list[list[int]] = [[] for _ in range(count)]
         lightest = [(0, group) for group in range(count)]  # a heap of (tokens, group), without the groups that are full

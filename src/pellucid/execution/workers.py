@@ -16,7 +16,7 @@ from pellucid.config import AlgoConfig, OptimizerConfig, PassConfig
 from pellucid.core import aggregate, cispo, gspo, kl_loss, masked_mean, nll, ppo_clip, value_clip
 from pellucid.errors import IntegrityError
 from pellucid.execution.learner import Gathered, Learner, Means, MicroBatchLimits, micro_batches, minibatches
-from pellucid.models import CausalLM, ScalarModel, enable_gradient_checkpointing
+from pellucid.models import CausalLM, MLPPolicy, MLPValue, ScalarModel, enable_gradient_checkpointing
 from pellucid.types import Batch, StepStats, SupervisedBatch
 
 RATIO_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
@@ -33,7 +33,7 @@ POLICY_LOSSES: dict[str, PolicyLoss] = {
 class ReferenceWorker:
     """A frozen policy that gives log-probs, and entropies, of what was sampled."""
 
-    def __init__(self, model: CausalLM, temperature: float, limits: MicroBatchLimits) -> None:
+    def __init__(self, model: CausalLM | MLPPolicy, temperature: float, limits: MicroBatchLimits) -> None:
         self.model, self.temperature, self.limits = model, temperature, limits
 
     @torch.no_grad()
@@ -41,9 +41,7 @@ class ReferenceWorker:
         """(logprobs, entropy or None), each (B,T), 0 outside action_mask."""
         made = Gathered(batch)
         for rows, micro in split(batch, self.limits, self.model.device):
-            new, ent = self.model.logprobs(
-                micro.input_ids, micro.attention_mask, micro.action_mask, self.temperature, entropy
-            )
+            new, ent = self.model.logprobs_of(micro, self.temperature, entropy)
             made.put(rows, logprobs=new, entropy=ent)
         return made.tensors["logprobs"], made.tensors.get("entropy")
 
@@ -64,7 +62,7 @@ class ActorWorker(ReferenceWorker):
 
     def __init__(
         self,
-        model: CausalLM,
+        model: CausalLM | MLPPolicy,
         temperature: float,
         algo: AlgoConfig,
         optimizer: OptimizerConfig,
@@ -75,7 +73,7 @@ class ActorWorker(ReferenceWorker):
         self.algo, self.max_new_tokens = algo, max_new_tokens
         if algo.gradient_checkpointing:
             enable_gradient_checkpointing(model.hf)
-        self.learner = Learner("actor", model.hf, optimizer, total_updates)
+        self.learner = Learner("actor", model.module, optimizer, total_updates)
 
     def update(
         self, batch: Batch, kl_coef: float, seed: int, ptx: Iterator[SupervisedBatch] | None = None
@@ -121,9 +119,7 @@ class ActorWorker(ReferenceWorker):
         means, totals, worst = Means(), {"policy_loss": 0.0}, 0.0
         for rows, micro in split(batch, self.limits, self.model.device):
             mask = micro.action_mask
-            logprobs, entropy = self.model.logprobs(
-                micro.input_ids, micro.attention_mask, mask, self.temperature, watching
-            )
+            logprobs, entropy = self.model.logprobs_of(micro, self.temperature, watching)
             logprobs.retain_grad()
             loss, clipped = POLICY_LOSSES[self.algo.policy_loss](
                 logprobs, micro.get("old_logprobs"), micro.get("advantages"), mask, self.algo
@@ -183,18 +179,20 @@ class ActorWorker(ReferenceWorker):
 class CriticWorker:
     """The value function that is trained beside the actor."""
 
-    def __init__(self, model: ScalarModel, algo: AlgoConfig, optimizer: OptimizerConfig, total_updates: int) -> None:
+    def __init__(
+        self, model: ScalarModel | MLPValue, algo: AlgoConfig, optimizer: OptimizerConfig, total_updates: int
+    ) -> None:
         self.model, self.algo, self.limits = model, algo, limits_of(algo)
         if algo.gradient_checkpointing:
             enable_gradient_checkpointing(model.hf)
-        self.learner = Learner("critic", model.hf, optimizer, total_updates)
+        self.learner = Learner("critic", model.module, optimizer, total_updates)
 
     @torch.no_grad()
     def values(self, batch: Batch) -> Tensor:
         """(B,T): value of the state before each action, 0 elsewhere."""
         made = Gathered(batch)
         for rows, micro in split(batch, self.limits, self.model.device):
-            made.put(rows, values=self.model.values(micro.input_ids, micro.attention_mask, micro.action_mask))
+            made.put(rows, values=self.model.values_of(micro))
         return made.tensors["values"]
 
     def update(self, batch: Batch, seed: int) -> tuple[StepStats, dict[str, Tensor]]:
@@ -212,7 +210,7 @@ class CriticWorker:
         value_loss, clip_fraction = 0.0, 0.0
         for rows, micro in split(batch, self.limits, self.model.device):
             mask = micro.action_mask
-            values = self.model.values(micro.input_ids, micro.attention_mask, mask)
+            values = self.model.values_of(micro)
             values.retain_grad()
             loss, clipped = value_clip(values, micro.get("old_values"), micro.get("returns"), self.algo.value_clip_eps)
             total = aggregate(loss, mask, "token", denominator)

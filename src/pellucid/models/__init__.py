@@ -4,6 +4,7 @@ from pellucid.models.attention import Layout, Packed, Serving, adopt, forward, s
 from pellucid.models.fused import is_llama_like
 from pellucid.models.head import token_logprobs
 from pellucid.models.loading import load_causal_lm, load_scalar_model, new_causal_lm, quiet_transformers
+from pellucid.models.mlp import MLPPolicy, MLPValue
 from pellucid.models.precision import Precision, autocast, resolve_device, resolve_precision
 from pellucid.models.weights import kernel_dtype
 from pellucid.models.wrappers import CausalLM, ScalarModel, enable_gradient_checkpointing
@@ -11,6 +12,8 @@ from pellucid.models.wrappers import CausalLM, ScalarModel, enable_gradient_chec
 __all__ = [
     "CausalLM",
     "Layout",
+    "MLPPolicy",
+    "MLPValue",
     "Packed",
     "Precision",
     "ScalarModel",

@@ -17,6 +17,7 @@ from pellucid.models.fused import fuse
 from pellucid.models.head import token_logprobs, top_tokens
 from pellucid.models.precision import Precision, autocast
 from pellucid.models.weights import Weight, kernel_dtype
+from pellucid.types import Batch
 
 
 class CausalLM:
@@ -37,6 +38,11 @@ class CausalLM:
         dtype = kernel_dtype(self.device, precision, self.head.weight)
         self._packed_head = None if dtype is None else Weight(dtype, self.head)
         self._check_head()
+
+    @property
+    def module(self) -> nn.Module:
+        """What an optimizer trains."""
+        return self.hf
 
     @property
     def device(self) -> torch.device:
@@ -70,6 +76,10 @@ class CausalLM:
             self._packed_head,
         )
         return _scatter(logprobs, mask), None if entropies is None else _scatter(entropies, mask)
+
+    def logprobs_of(self, batch: Batch, temperature: float, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """`logprobs` of a batch's actions."""
+        return self.logprobs(batch.input_ids, batch.attention_mask, batch.action_mask, temperature, entropy)
 
     @torch.no_grad()
     def top_tokens(
@@ -123,6 +133,11 @@ class ScalarModel:
         self._fused = fuse(hf, precision) if packing else None
 
     @property
+    def module(self) -> nn.Module:
+        """What an optimizer trains."""
+        return self.hf
+
+    @property
     def device(self) -> torch.device:
         return next(self.hf.parameters()).device
 
@@ -142,6 +157,10 @@ class ScalarModel:
         with autocast(self.device, self.precision):
             hidden = _hidden_states(self, input_ids, attention_mask)
         return _scatter(self._head(hidden[_flat_index(attention_mask)[mask] - 1]), mask)
+
+    def values_of(self, batch: Batch) -> Tensor:
+        """`values` of the states before a batch's actions."""
+        return self.values(batch.input_ids, batch.attention_mask, batch.action_mask)
 
     def scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Score of each whole sequence, (B,) float32, read at its last attended token (by mask, never by token id)."""

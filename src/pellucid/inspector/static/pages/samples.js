@@ -21,9 +21,10 @@
   // ------------------------------------------------------------------ filters
   /** An input whose value goes to the hash a moment after the last key. */
   function Field({ value, put, name, inputRef, ...rest }) {
-    const [text, setText] = useState(value ?? "");
+    const given = rest.type === "number" && !Number.isFinite(Number(value)) ? "" : value ?? ""; // an address can hold anything
+    const [text, setText] = useState(given);
     const timer = useRef();
-    useEffect(() => setText(value ?? ""), [value]);
+    useEffect(() => setText(given), [given]);
     const change = (event) => {
       const wanted = event.target.value;
       setText(wanted);
