@@ -44,7 +44,7 @@ ENVIRONMENTS = {
     # The last TRL with a PPO trainer, and the newest.
     "trl-1.12": Environment((TORCH, ("trl==1.12.0", *TRAINING))),
     "trl": Environment((TORCH, ("trl==1.16.0", *TRAINING))),
-    "sb3": Environment((TORCH, ("stable-baselines3==2.9.2", "gymnasium==1.4.0", *TORCH))),
+    "sb3": Environment((TORCH, ("stable-baselines3==2.9.2", "gymnasium[box2d]==1.4.0", *TORCH))),
 }
 
 

@@ -87,7 +87,10 @@ def test_help_does_not_wait_for_torch() -> None:
     [
         (["pop"], "unknown command 'pop'; did you mean 'ppo'?"),
         (["quick"], "did you mean 'quickstart'?"),
-        (["xyz"], "unknown command 'xyz'; commands: quickstart, sft, rm, ppo, generate, gym, view, report, replay, doctor"),
+        (
+            ["xyz"],
+            "unknown command 'xyz'; commands: quickstart, sft, rm, ppo, generate, gym, view, report, replay, learn, doctor",
+        ),
         (["--resume"], "unknown command '--resume'"),
         (["sft", "--hlep"], "unknown key 'hlep' in the top level; did you mean 'help'?"),
         (["generate", "--model", "m", "--prompt", "a", "--resume"], "--resume needs a value|unknown key 'resume'"),

@@ -53,7 +53,7 @@ def run(installed: Path, cwd: Path, program: str, *arguments: str) -> str:
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"pellucid"}
-    assert "pellucid/py.typed" in names
+    assert {"pellucid/py.typed", "pellucid/inspector/learn/zh/8-data-flow.md"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     sources = {path for pattern in ("*.py", "*.[ch]") for path in (ROOT / "src/pellucid").rglob(pattern)}
     assert {path.relative_to(ROOT / "src").as_posix() for path in sources} <= set(names)

@@ -136,6 +136,24 @@ def test_question_mark_shows_the_help(page, address):
     assert page.place == PLACES["token"]
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_help_leads_from_a_quantity_to_its_chapter(page, address, language):
+    page.open(address + PLACES["token"], DRAWN["token"])
+    page.run("Pellucid.setLanguage(arguments[0])", language)
+    page.press("?")
+    page.wait(lambda: page.count("dialog[open]"), "the help")
+    links = "[...document.querySelectorAll('.glossary a')]"
+    chapters = dict(
+        page.run(f"return {links}.map((a) => [a.closest('dd').previousElementSibling.textContent, a.href])")
+    )
+    assert len(chapters) > 60 and len(set(chapters.values())) == 8
+    assert chapters["ratio"].endswith(f"/learn/{language}/4-ppo.html")
+    page.browser.get(chapters["ratio"])
+    assert page.text("h1").startswith("4 ·") and page.count("img") > 2
+    assert page.run("return [...document.images].every((image) => image.naturalWidth > 300)")
+    assert page.run("return getComputedStyle(document.querySelector('pre')).overflowX") == "auto"  # the style sheet
+
+
 def test_deep_links_restore_the_view(page, address, frame):
     place = "#/run/0/step/2/samples?sort=-length&scores.min=-0.5&stop=stop&at=7"
     page.resize(1700, 2700)

@@ -13,6 +13,7 @@ from pellucid.errors import CheckpointError, ConfigError
 from pellucid.inspector import bundle as bundle_module
 from pellucid.inspector.bundle import parse_steps, write_bundle
 from pellucid.inspector.library import RunLibrary
+from pellucid.inspector.road import road_files
 from pellucid.inspector.static_files import ROOT, static_files
 
 
@@ -42,6 +43,7 @@ def test_it_holds_the_pages(bundle):
             copied = copied.replace(b" data-bundle", b"")
         assert copied == (ROOT / name).read_bytes()
     assert (bundle / "index.html").is_file()
+    assert all((bundle / name).read_bytes() == content for name, content in road_files().items())
 
 
 def test_it_holds_every_payload_as_the_server_gives_it(bundle, library):

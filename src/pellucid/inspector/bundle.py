@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pellucid.errors import CheckpointError, ConfigError, RecordError
 from pellucid.files import atomic_directory
 from pellucid.inspector.library import NotThere, RunLibrary
+from pellucid.inspector.road import road_files
 from pellucid.inspector.static_files import static_files
 
 MARKER = "bundle.json"
@@ -29,10 +29,11 @@ def write_bundle(run_dirs: Sequence[Path], folder: Path, steps: str | None = Non
         raise ConfigError(f"--steps {steps}: none of these steps is recorded in {', '.join(map(str, run_dirs))}")
     count = 0
     with atomic_directory(folder.resolve()) as scratch:
-        for name, file in static_files().items():
+        pages = {name: file.read_bytes() for name, file in static_files().items()} | road_files()
+        for name, content in pages.items():
             target = scratch / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+            target.write_bytes(content)
         page = (scratch / "index.html").read_text(encoding="utf-8")
         (scratch / "index.html").write_text(page.replace("<html ", "<html data-bundle ", 1), encoding="utf-8")
         for path in library.paths():

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 from pellucid.errors import PellucidError
 from pellucid.inspector.guard import Guard, refuse
 from pellucid.inspector.library import NotThere, RunLibrary
+from pellucid.inspector.road import road_files
 from pellucid.inspector.static_files import content_type, static_files
 
 
@@ -28,6 +29,8 @@ def make_app(library: RunLibrary, host: str = "127.0.0.1", token: str | None = N
 
     def page(request: Request) -> Response:
         name = request.path_params["path"] or "index.html"
+        if name in road_files():
+            return Response(road_files()[name], media_type=content_type(name))
         found = static_files().get(name)
         if found is None:
             return refuse(404, f"{name}: the inspector has no such page")

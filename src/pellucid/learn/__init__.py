@@ -30,11 +30,11 @@ class Chapter(NamedTuple):
 
 CHAPTERS = (
     Chapter(1, "chapter_1_trajectory", "Policy, trajectory, reward, state, action", "策略、轨迹、奖励、状态、动作", 5),
-    Chapter(2, "chapter_2_policy_gradient", "Policy gradient", "策略梯度", 30),
-    Chapter(3, "chapter_3_actor_critic", "Value function and actor-critic", "价值函数与 actor-critic", 15),
-    Chapter(4, "chapter_4_ppo", "PPO", "PPO", 120),
-    Chapter(5, "chapter_5_language_model", "A language model as a policy", "把语言模型看成策略", 60),
-    Chapter(6, "chapter_6_reward_model", "The reward model", "奖励模型", 120),
-    Chapter(7, "chapter_7_kl", "The KL penalty", "KL 惩罚", 400),
-    Chapter(8, "chapter_8_data_flow", "The whole data flow", "完整的数据流", 120),
+    Chapter(2, "chapter_2_policy_gradient", "Policy gradient", "策略梯度", 20),
+    Chapter(3, "chapter_3_actor_critic", "Value function and actor-critic", "价值函数与 actor-critic", 10),
+    Chapter(4, "chapter_4_ppo", "PPO", "PPO", 70),
+    Chapter(5, "chapter_5_language_model", "A language model as a policy", "把语言模型看成策略", 20),
+    Chapter(6, "chapter_6_reward_model", "The reward model", "奖励模型", 60),
+    Chapter(7, "chapter_7_kl", "The KL penalty", "KL 惩罚", 120),
+    Chapter(8, "chapter_8_data_flow", "The whole data flow", "完整的数据流", 20),
 )

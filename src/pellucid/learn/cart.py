@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -17,6 +19,8 @@ from pellucid.types import Batch, derive_seed
 
 RECENT = 20
 """Episodes that `Cart.recent_return` is the mean of."""
+Curve = list[tuple[int, float]]
+"""(environment steps, mean return of the last 20 episodes) of each iteration."""
 
 
 class Cart:
@@ -67,3 +71,14 @@ def whole_episodes(policy: MLPPolicy, count: int, seed: int) -> Batch:
     """The first episode of each of `count` carts, (count, 500); action_mask ends where the episode does."""
     rollout, first = first_episodes(policy, seed, carts=count)
     return replace(rollout.batch, action_mask=first)
+
+
+def learning_curve(
+    cart: Cart, iterate: Callable[[Cart], None], budget: float = math.inf, goal: float = math.inf
+) -> Curve:
+    """Iterations until the recent return reaches the goal, or the budget of environment steps is used."""
+    curve = []
+    while cart.recent_return < goal and cart.steps < budget:
+        iterate(cart)
+        curve.append((cart.steps, cart.recent_return))
+    return curve

@@ -29,11 +29,10 @@ def learn(chapter: str | None, seed: int, out: Path, exercises: bool, check: Pat
 
 def _list() -> None:
     reporter = Reporter()
-    rows = [
-        [str(c.number), f"{c.title}\n{c.title_zh}", f"{c.seconds} s", f"docs/learn/en/{c.slug}.md"] for c in CHAPTERS
-    ]
-    reporter.table("The road", ["", "chapter", "about", "text"], rows)
-    reporter.say("pellucid learn 1 runs one, pellucid learn all runs them in turn; times are for two cores")
+    rows = [[str(c.number), f"{c.title} · {c.title_zh}", f"{c.seconds} s"] for c in CHAPTERS]
+    reporter.table("The road", ["", "chapter", "on two cores"], rows)
+    reporter.say("pellucid learn 1 runs a chapter, pellucid learn all runs them in turn, pellucid learn 1 --exercises asks")
+    reporter.say("the texts: docs/learn/en and docs/learn/zh, or the help of pellucid view")
 
 
 def _chapter(text: str) -> Chapter:

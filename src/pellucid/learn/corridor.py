@@ -56,10 +56,8 @@ class Corridor(NamedTuple):
 
 def corridor(logits: Tensor) -> Corridor:
     """logits: (S,A)."""
-    transition, reward = (
-        torch.zeros(STATES, 2, STATES, dtype=torch.float64),
-        torch.full((STATES, 2), STEP_COST).double(),
-    )
+    transition = torch.zeros(STATES, 2, STATES, dtype=torch.float64)
+    reward = torch.full((STATES, 2), STEP_COST).double()
     for state in range(STATES):
         for action in range(2):
             for moved, chance in ((action, 1 - SLIP), (1 - action, SLIP)):
@@ -69,6 +67,11 @@ def corridor(logits: Tensor) -> Corridor:
                 else:
                     reward[state, action] += chance * (LEFT_EXIT if target < 0 else RIGHT_EXIT)
     return Corridor(logits.double().softmax(1), transition, reward)
+
+
+def random_corridor(seed: int) -> Corridor:
+    """Of a policy whose logits are drawn, with a standard deviation of a half."""
+    return corridor(0.5 * torch.randn(STATES, 2, generator=torch.Generator().manual_seed(seed)))
 
 
 class Walks(NamedTuple):

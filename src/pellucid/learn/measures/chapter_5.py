@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from pellucid.core import aggregate, discounted_returns, masked_mean, ppo_clip
-from pellucid.learn.language_pictures import draw_tokens
 from pellucid.learn.lesson import Lesson
+from pellucid.learn.pictures.chapter_5 import draw_tokens
 from pellucid.models import CausalLM
 from pellucid.rollout import EmbeddedEngine
 from pellucid.types import Batch, Prompt, Sample, SamplingParams, collate
@@ -19,7 +19,7 @@ Episode = tuple[list[int], list[float]]
 COLUMNS = ("token", "log π", "V before it", "reward", "A, whitened", "ratio", "d loss / d log π · N")
 
 
-def measure_passes(lesson: Lesson, policy: CausalLM, samples: list[Sample], episodes: list[Episode]) -> None:
+def show_passes(lesson: Lesson, policy: CausalLM, samples: list[Sample], episodes: list[Episode]) -> None:
     """episodes: of the same requests as the samples, token ids and log-probs that were made one token at a time."""
     batch = collate(samples, pad_id=0)
     with torch.no_grad():
@@ -33,7 +33,7 @@ def measure_passes(lesson: Lesson, policy: CausalLM, samples: list[Sample], epis
     )  # fmt: skip
 
 
-def measure_states(lesson: Lesson, policy: CausalLM, prompts: list[Prompt], params: SamplingParams) -> None:
+def show_states(lesson: Lesson, policy: CausalLM, prompts: list[Prompt], params: SamplingParams) -> None:
     """Start again in the middle of replies: the greedy policy must go on as before, as nothing else is in the state."""
     engine = EmbeddedEngine(policy.hf, num_slots=64)
     greedy = replace(params, temperature=0.0)
@@ -49,7 +49,7 @@ def measure_states(lesson: Lesson, policy: CausalLM, prompts: list[Prompt], para
     )
 
 
-def measure_discount(lesson: Lesson, batch: Batch) -> None:
+def show_discount(lesson: Lesson, batch: Batch) -> None:
     mask, scores, ended = batch.action_mask, batch.get("scores"), batch.ended
     whole = discounted_returns(batch.get("rewards"), mask, ended, batch.bootstrap_values, gamma=1.0)
     gap = (whole - scores[:, None])[mask].abs().max().item()
@@ -66,7 +66,7 @@ def measure_discount(lesson: Lesson, batch: Batch) -> None:
     )
 
 
-def measure_actions(lesson: Lesson, policy: CausalLM, batch: Batch) -> None:
+def show_actions(lesson: Lesson, policy: CausalLM, batch: Batch) -> None:
     with torch.no_grad():
         _, entropy = policy.logprobs_of(batch, 1.0, entropy=True)
     assert entropy is not None
@@ -78,7 +78,7 @@ def measure_actions(lesson: Lesson, policy: CausalLM, batch: Batch) -> None:
     )
 
 
-def measure_tokens(lesson: Lesson, tokenizer: Any, policy: CausalLM, batch: Batch) -> None:
+def show_tokens(lesson: Lesson, tokenizer: Any, policy: CausalLM, batch: Batch) -> None:
     """After an iteration's updates: every number of one reply, token by token, and the derivative of the loss."""
     mask, old, advantages = batch.action_mask, batch.get("old_logprobs"), batch.get("advantages")
     logprobs, _ = policy.logprobs_of(batch, 1.0)

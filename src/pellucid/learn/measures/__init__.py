@@ -1,0 +1,1 @@
+"""What the chapters measure with: a module each, of functions from models and samples to figures."""

@@ -1,0 +1,1 @@
+"""Pictures of the chapters: a module each, of functions that draw data on matplotlib's axes."""
