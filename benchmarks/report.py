@@ -22,6 +22,7 @@ TITLES = {
     "memory": "Memory",
     "scaling": "Cost growth",
     "gym": "Environments",
+    "gym_returns": "Returns in environments",
     "trace": "The record",
     "inspector": "The page",
     "gpu": "GPU",

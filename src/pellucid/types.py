@@ -96,16 +96,20 @@ class _Rows:
 
     def select(self, rows: Tensor) -> Self:
         """The given rows (n,), cut to their longest sequence."""
-        length = int(self.attention_mask[rows].sum(1).max())  # type: ignore[attr-defined]
+        width = self.attention_mask.shape[1]  # type: ignore[attr-defined]
+        length = int(self.attention_mask[rows].sum(1).max()) if width > 1 else width  # type: ignore[attr-defined]
 
         def pick(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value[rows, :length] if value.dim() > 1 else value[rows]
+                picked = value.index_select(0, rows)
+                return picked if value.dim() == 1 or length == width else picked[:, :length]
             return tuple(value[i] for i in rows.tolist()) if isinstance(value, tuple) and value else value
 
         return replace(self, **{f.name: pick(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var]
 
     def to(self, device: torch.device | str) -> Self:
+        if self.attention_mask.device == torch.device(device):  # type: ignore[attr-defined]
+            return self
         held = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return replace(self, **{k: v.to(device) for k, v in held.items() if isinstance(v, Tensor)})  # type: ignore[type-var]
 

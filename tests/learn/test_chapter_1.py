@@ -16,6 +16,7 @@ from pellucid.learn import CHAPTERS
 from pellucid.learn import chapter_1_trajectory as chapter
 from pellucid.learn.exercises.chapter_1 import EXERCISES
 from pellucid.learn.lesson import Lesson
+from pellucid.learn.measures.chapter_1 import first_episodes, physics
 from pellucid.learn.tiny_mdp import TinyMDP, machine
 from pellucid.metrics import Reporter
 
@@ -39,13 +40,13 @@ def test_physics_is_that_of_gymnasium() -> None:
         state = rng.uniform(-0.2, 0.2, 4)
         env.state = tuple(state)
         env.step(action)
-        after = chapter.physics(torch.from_numpy(state)[None], torch.tensor([float(action)]))
+        after = physics(torch.from_numpy(state)[None], torch.tensor([float(action)]))
         np.testing.assert_allclose(after[0], env.state, rtol=1e-12)
 
 
 def test_an_episode_by_the_loop_is_the_one_that_collect_makes() -> None:
     steps = chapter.episode(chapter.HAND_MADE, seed=3)
-    rollout, first = chapter.first_episodes(chapter.HAND_MADE, seed=3, carts=1)
+    rollout, first = first_episodes(chapter.HAND_MADE, seed=3, carts=1)
     assert len(steps) == int(first.sum())
     states = torch.stack([step.state for step in steps])
     assert torch.equal(states, rollout.batch.get("observations")[first])
@@ -54,8 +55,14 @@ def test_an_episode_by_the_loop_is_the_one_that_collect_makes() -> None:
     assert all(step.action == (step.state[2] + step.state[3] > 0) for step in steps)
 
 
+def test_the_loop_for_returns_is_their_definition() -> None:
+    rewards = [0.5, -1.0, 2.0, 3.0]
+    for t, found in enumerate(chapter.returns_of(rewards)):
+        assert found == pytest.approx(sum(chapter.GAMMA**k * reward for k, reward in enumerate(rewards[t:])))
+
+
 def test_first_episodes_are_whole_and_one_a_cart() -> None:
-    rollout, first = chapter.first_episodes(chapter.RANDOM, seed=1, carts=20)
+    rollout, first = first_episodes(chapter.RANDOM, seed=1, carts=20)
     ended, lengths = rollout.batch.ended & first, first.sum(1)
     assert ended.sum(1).tolist() == [1] * 20
     assert (ended.int().argmax(1) == lengths - 1).all()
@@ -74,6 +81,11 @@ def test_expected_return_is_the_sum_over_all_trajectories() -> None:
             p *= world.dynamics[states[t], actions[t], states[t + 1]].item() if t < 2 else 1.0
         total += p * sum(0.9**t * world.rewards[states[t], actions[t]].item() for t in range(3))
     assert world.expected_return(CAREFUL, 0.9).item() == pytest.approx(total, rel=1e-12)
+
+
+def test_places_are_where_the_trajectories_are_listed() -> None:
+    world = machine(horizon=3)
+    assert world.places(*world.trajectories()).tolist() == list(range(4**3))
 
 
 def test_expected_return_of_a_world_without_choices() -> None:

@@ -13,6 +13,7 @@ from pellucid.learn import CHAPTERS
 from pellucid.learn import chapter_2_policy_gradient as chapter
 from pellucid.learn.exercises.chapter_2 import EXERCISES
 from pellucid.learn.lesson import Lesson
+from pellucid.learn.measures.chapter_2 import Listing, asymmetry, exact_gradient, rewards_to_go
 from pellucid.learn.tiny_mdp import TinyMDP, machine
 from pellucid.metrics import Reporter
 
@@ -24,14 +25,14 @@ def lesson_of(folder: Path, seed: int) -> Lesson:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_claims_about_the_small_problem_hold(seed: int, tmp_path: Path) -> None:
-    lesson, world = lesson_of(tmp_path, seed), machine(horizon=4)
-    logits = torch.randn(2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) / 2
-    chapter.show_exactly(lesson, world, logits)
-    chapter.show_exception(lesson)
-    chapter.show_samples(lesson, world, logits, batches=400)
-    assert len(lesson.claims) == 6
-    assert [claim.text for claim in lesson.claims if not claim.holds] == []
+def test_claims_about_the_small_problem_hold(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, few in (("BATCHES", 400), ("ITERATIONS", 1), ("RUNS", 1)):
+        monkeypatch.setattr(chapter, name, few)
+    monkeypatch.setattr(chapter.measures, "noise_on_cartpole", lambda seed: ("not measured", False))
+    lesson = lesson_of(tmp_path, seed)
+    chapter.run(lesson)
+    assert "not measured" in lesson.claims[6].measured
+    assert [claim.text for claim in lesson.claims[:6] if not claim.holds] == []
 
 
 @pytest.mark.slow
@@ -57,7 +58,7 @@ def test_exact_gradient_is_that_of_autograd() -> None:
     logits, world = LOGITS.clone().requires_grad_(), machine(horizon=4)
     world.expected_return(logits.softmax(-1), 0.9).backward()
     assert logits.grad is not None
-    torch.testing.assert_close(chapter.exact_gradient(world, LOGITS, 0.9), logits.grad, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(exact_gradient(world, LOGITS, 0.9), logits.grad, rtol=1e-7, atol=1e-9)
 
 
 def test_a_bandit_in_closed_form() -> None:
@@ -65,9 +66,11 @@ def test_a_bandit_in_closed_form() -> None:
     rewards, p = torch.tensor([[1.0, 3.0]], dtype=torch.float64), 0.3
     world = TinyMDP(torch.ones(1).double(), torch.ones(1, 2, 1).double(), rewards, horizon=1)
     logits = torch.tensor([[1 - p, p]], dtype=torch.float64).log()
-    mean, variance = chapter.mean_and_variance(world, logits, rewards.T)
-    slope = 2 * p * (1 - p)
+    every, slope = Listing(world, logits, gamma=0.5), 2 * p * (1 - p)
+    mean, variance, error = every.moments(chapter.estimates(logits, *every.paths, every.to_go))
     torch.testing.assert_close(mean, torch.tensor([[-slope, slope]], dtype=torch.float64))
+    torch.testing.assert_close(every.slope, mean, rtol=1e-7, atol=0)
+    assert error < 1e-7
     # Each of the two numbers is ± reward * (probability of the other action).
     second = (1 - p) * (1 * p) ** 2 + p * (3 * (1 - p)) ** 2
     assert variance == pytest.approx(2 * (second - slope**2))
@@ -76,7 +79,7 @@ def test_a_bandit_in_closed_form() -> None:
 def test_estimates_are_the_gradients_of_a_loss_over_samples() -> None:
     world, logits = machine(horizon=3), LOGITS.clone().requires_grad_()
     states, actions = world.sample(LOGITS.softmax(-1), 5, torch.Generator().manual_seed(0))
-    weights = chapter.rewards_to_go(world.rewards[states, actions], 0.9)
+    weights = rewards_to_go(world.rewards[states, actions], 0.9)
     each = chapter.estimates(LOGITS, states, actions, weights)
     for i in range(5):
         logits.grad = None
@@ -88,21 +91,31 @@ def test_estimates_are_the_gradients_of_a_loss_over_samples() -> None:
 def test_values_are_those_of_the_bellman_equation() -> None:
     """Backwards from the last step, in place of the mean over trajectories."""
     world, policy = machine(horizon=4), LOGITS.softmax(-1)
-    states, actions = world.trajectories()
-    found = chapter.values(world, LOGITS, chapter.rewards_to_go(world.rewards[states, actions], 0.9))
+    every = Listing(world, LOGITS, gamma=0.9)
     following = torch.zeros(2, dtype=torch.float64)
     for t in reversed(range(4)):
         following = (policy * (world.rewards + 0.9 * world.dynamics @ following)).sum(1)
-        torch.testing.assert_close(found[:, t], following[states[:, t]])
+        torch.testing.assert_close(every.values[:, t], following[every.paths[0][:, t]])
 
 
 def test_a_hessian_is_symmetric_and_a_rotation_is_not() -> None:
-    world = machine(horizon=3)
-    states, actions = world.trajectories()
-    to_go = chapter.rewards_to_go(world.rewards[states, actions], 1.0)
-    assert chapter.asymmetry(world, LOGITS, to_go) < 1e-12  # γ = 1: nothing to leave out
-    later = to_go * torch.tensor([0.0, 1.0, 0.0])  # one step's share of the gradient is not a gradient
-    assert chapter.asymmetry(world, LOGITS, later) > 1e-3
+    every = Listing(machine(horizon=3), LOGITS, gamma=1.0)  # γ = 1: nothing to leave out
+    assert asymmetry(chapter.estimates, every, every.to_go) < 1e-12
+    later = every.to_go * torch.tensor([0.0, 1.0, 0.0])  # one step's share of the gradient is not a gradient
+    assert asymmetry(chapter.estimates, every, later) > 1e-3
+
+
+def test_weightings_are_what_their_names_say() -> None:
+    to_go, values = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[1.0, 1.0, 0.5]])
+    weights = chapter.weightings(to_go, values)
+    assert weights["whole return"].tolist() == [[3.0, 3.0, 3.0]]
+    assert weights["reward-to-go without γ^t"].tolist() == [[3.0, 2.0, 1.0]]
+    for name, expected in (
+        ("reward-to-go", [3.0, 0.9 * 2, 0.81 * 1]),
+        ("reward-to-go less the value", [2.0, 0.9 * 1, 0.81 * 0.5]),
+        ("reward-to-go less 10", [-7.0, -0.9 * 8, -0.81 * 9]),
+    ):
+        torch.testing.assert_close(weights[name], torch.tensor([expected]))
 
 
 # ---------------------------------------------------------------- exercises

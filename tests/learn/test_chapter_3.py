@@ -16,6 +16,7 @@ from pellucid.learn.cart import Cart, whole_episodes
 from pellucid.learn.corridor import SLIP, START, STATES, corridor, walk
 from pellucid.learn.exercises.chapter_3 import EXERCISES
 from pellucid.learn.lesson import Lesson
+from pellucid.learn.measures.chapter_3 import fit, gradient_noise, learned_values
 from pellucid.metrics import Reporter
 
 LOGITS = torch.randn(STATES, 2, generator=torch.Generator().manual_seed(7)) / 2
@@ -116,7 +117,7 @@ def test_learned_values_are_means_of_returns() -> None:
         rewards = walks.rewards[i, :length].tolist()
         for t in range(length):
             seen.setdefault(int(walks.states[i, t]), []).append(sum(rewards[t:]))
-    learned = chapter.learned_values(walks)
+    learned = learned_values(walks)
     for state in range(STATES):
         mean = sum(seen[state]) / len(seen[state]) if state in seen else 0.0
         assert learned[state].item() == pytest.approx(mean)
@@ -130,7 +131,7 @@ def test_noise_is_the_variance_of_the_gradients() -> None:
     cart = Cart(0, lr=1e-2)
     batch = whole_episodes(cart.actor, 2, seed=0)
     ones = batch.action_mask.float()
-    noise = chapter.gradient_noise(cart, batch, {"ones": ones, "twos": 2 * ones})
+    noise = gradient_noise(cart, batch, {"ones": ones, "twos": 2 * ones})
     found = []
     for i in range(2):
         cart.actor.module.zero_grad()
@@ -160,7 +161,7 @@ def test_fitting_explains_more() -> None:
     mask = batch.action_mask
     returns = discounted_returns(batch.get("rewards"), mask, batch.ended, torch.zeros(mask.shape), chapter.GAMMA)
     before = (cart.critic.values_of(batch) - returns)[mask].square().mean().item()
-    chapter.fit(cart, batch, seed=0)
+    fit(cart, batch, chapter.GAMMA, seed=0)
     assert (cart.critic.values_of(batch) - returns)[mask].square().mean().item() < before / 2
 
 

@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pellucid.learn import CHAPTERS, importance
+from pellucid.learn import CHAPTERS
 from pellucid.learn import chapter_4_ppo as chapter
 from pellucid.learn.cart import Cart
 from pellucid.learn.exercises.chapter_4 import EXERCISES
 from pellucid.learn.lesson import Lesson
+from pellucid.learn.measures import chapter_4 as measures
+from pellucid.learn.measures import importance
 from pellucid.metrics import Reporter
 
 
@@ -36,11 +38,11 @@ def test_claims_that_need_no_training_hold(tmp_path: Path) -> None:
     lesson = lesson_in(tmp_path)
     importance.show_importance(lesson)
     importance.show_surrogate(lesson)
-    chapter.show_clip(lesson)
+    importance.show_clip(lesson)
     assert [claim.holds for claim in lesson.claims] == [True] * 6
 
 
-@pytest.mark.parametrize("loss", [chapter.clipped, chapter.no_clip, chapter.no_ratio])
+@pytest.mark.parametrize("loss", chapter.LOSSES.values(), ids=chapter.LOSSES)
 def test_where_the_policy_is_still_the_old_one_the_three_losses_have_one_gradient(loss: chapter.Loss) -> None:
     """That of -A · log π."""
     chance = torch.Generator().manual_seed(0)
@@ -54,8 +56,8 @@ def test_without_the_ratio_the_slope_does_not_change_with_the_policy() -> None:
     old, advantages = torch.zeros(1, 3), torch.tensor([[1.0, -1.0, 2.0]])
     for moved in (-2.0, 0.5):
         logprobs = torch.full((1, 3), moved, requires_grad=True)
-        (plain,) = torch.autograd.grad(chapter.no_ratio(logprobs, old, advantages).sum(), logprobs)
-        (weighted,) = torch.autograd.grad(chapter.no_clip(logprobs, old, advantages).sum(), logprobs)
+        (plain,) = torch.autograd.grad(chapter.LOSSES["no ratio"](logprobs, old, advantages).sum(), logprobs)
+        (weighted,) = torch.autograd.grad(chapter.LOSSES["no clip"](logprobs, old, advantages).sum(), logprobs)
         torch.testing.assert_close(plain, -advantages)
         torch.testing.assert_close(weighted, -math.exp(moved) * advantages)
 
@@ -67,7 +69,7 @@ def test_an_iteration_goes_over_every_step_in_every_epoch(monkeypatch: pytest.Mo
 
     def spy(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor) -> Tensor:
         seen.append((len(logprobs), (logprobs - old_logprobs).abs().max().item(), advantages.detach()))
-        return chapter.clipped(logprobs, old_logprobs, advantages)
+        return chapter.LOSSES["PPO"](logprobs, old_logprobs, advantages)
 
     monkeypatch.setattr(chapter, "ROWS", 32)
     chapter.ppo(cart, spy)
@@ -82,11 +84,11 @@ def test_kl_is_that_of_torch_and_starts_at_0() -> None:
     cart = Cart(0, lr=1e-2, num_envs=4)
     steps = chapter.with_advantages(cart.sample(20))
     old = cart.actor.logits(steps.get("observations")).log_softmax(-1).detach()
-    assert chapter.kl_from_old(cart, steps, old) == 0
-    chapter.one_pass(cart, steps, chapter.clipped, seed=0)
+    assert measures.kl_from_old(cart, steps, old) == 0
+    chapter.one_pass(cart, steps, chapter.LOSSES["PPO"], seed=0)
     now = torch.distributions.Categorical(logits=cart.actor.logits(steps.get("observations")))
     expected = torch.distributions.kl_divergence(torch.distributions.Categorical(logits=old), now).mean().item()
-    assert chapter.kl_from_old(cart, steps, old) == pytest.approx(expected, abs=1e-6)
+    assert measures.kl_from_old(cart, steps, old) == pytest.approx(expected, abs=1e-6)
     assert expected > 0
 
 
@@ -100,8 +102,8 @@ def test_a_run_stops_at_475_or_at_its_budget() -> None:
     def same(fake: Any) -> None:
         fake.steps += 1000
 
-    assert chapter.run_up(Fake(), better, 100_000)[-1] == (5000, 500.0)
-    assert chapter.run_up(Fake(), same, 3000) == [(0, 0.0), (1000, 0.0), (2000, 0.0), (3000, 0.0)]
+    assert measures.run_up(Fake(), better, 100_000)[-1] == (5000, 500.0)
+    assert measures.run_up(Fake(), same, 3000) == [(0, 0.0), (1000, 0.0), (2000, 0.0), (3000, 0.0)]
 
 
 def test_the_race_counts_a_run_that_never_arrives_as_endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,9 +112,10 @@ def test_the_race_counts_a_run_that_never_arrives_as_endless(tmp_path: Path, mon
     def fake_run(cart: Cart, iterate: Any, budget: int) -> list[tuple[int, float]]:
         return [(0, 0.0), (2000, 480.0) if iterate is chapter.ppo else (budget, 30.0)]
 
-    monkeypatch.setattr(chapter, "run_up", fake_run)
+    monkeypatch.setattr(measures, "run_up", fake_run)
+    monkeypatch.setattr(chapter, "RATES", (1e-3,))
     lesson = lesson_in(tmp_path)
-    chapter.show_race(lesson, repeats=3, budget=8000, rates=(1e-3,))
+    chapter.show_race(lesson, repeats=3, budget=8000)
     assert "2,000 against > 8,000 steps: 4.0 times" in lesson.claims[0].measured
 
 

@@ -14,10 +14,11 @@ import tiny_models
 import torch
 
 from pellucid.learn import CHAPTERS
-from pellucid.learn.chapter_5_language_model import batch_of, by_hand, improve, make_agent, run, score
+from pellucid.learn.agents import make_agent
+from pellucid.learn.chapter_5_language_model import batch_of, by_hand, improve, run, score
 from pellucid.learn.exercises.chapter_5 import EXERCISES
-from pellucid.learn.language_measures import measure_discount, measure_passes, measure_states
 from pellucid.learn.lesson import Lesson
+from pellucid.learn.measures.chapter_5 import show_discount, show_passes, show_states
 from pellucid.metrics import Reporter
 from pellucid.models import CausalLM, MLPPolicy, MLPValue
 from pellucid.rollout import EmbeddedEngine
@@ -149,10 +150,10 @@ def test_by_hand_samples_what_the_engine_samples(policy: CausalLM, tmp_path: Pat
     episodes = [by_hand(policy, prompt, PARAMS) for prompt in PROMPTS]
     assert [ids for ids, _ in episodes] == [sample.input_ids for sample in samples]
     lesson = lesson_of(tmp_path)
-    measure_passes(lesson, policy, samples, episodes)
+    show_passes(lesson, policy, samples, episodes)
     off = [(ids, [value + 0.01 for value in logprobs]) for ids, logprobs in episodes]
-    measure_passes(lesson, policy, samples, off)
-    measure_passes(lesson, policy, samples, [*episodes[1:], episodes[0]])
+    show_passes(lesson, policy, samples, off)
+    show_passes(lesson, policy, samples, [*episodes[1:], episodes[0]])
     assert [claim.holds for claim in lesson.claims] == [True, False, False]
 
 
@@ -160,11 +161,11 @@ def test_greedy_replies_go_on_from_their_prefixes(
     policy: CausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lesson = lesson_of(tmp_path)
-    measure_states(lesson, policy, PROMPTS, PARAMS)
+    show_states(lesson, policy, PROMPTS, PARAMS)
     generate = EmbeddedEngine.generate
     hotter = lambda self, prompts, params: generate(self, prompts, replace(params, temperature=2.0))  # noqa: E731
     monkeypatch.setattr(EmbeddedEngine, "generate", hotter)  # chance that is not in the state
-    measure_states(lesson, policy, PROMPTS, PARAMS)
+    show_states(lesson, policy, PROMPTS, PARAMS)
     assert [claim.holds for claim in lesson.claims] == [True, False]
 
 
@@ -183,7 +184,7 @@ def test_the_score_is_the_last_tokens_reward(tmp_path: Path) -> None:
     batch = batch_of(writer, samples)
     assert batch.get("rewards").tolist() == [[0, 0, 0, 2], [0, 0, 0, 1]]
     lesson = lesson_of(tmp_path)
-    measure_discount(lesson, batch)
+    show_discount(lesson, batch)
     assert all(claim.holds for claim in lesson.claims)
     assert "1.00 of it for 1 tokens, 0.90 for 3" in lesson.claims[1].measured  # 0.95² = 0.9025
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +19,9 @@ from transformers import LlamaForSequenceClassification
 from pellucid.data import PreferenceExample
 from pellucid.learn import CHAPTERS
 from pellucid.learn import chapter_6_reward_model as chapter
-from pellucid.learn.credit_measures import measure_against_continuations, measure_deltas, measure_values
 from pellucid.learn.exercises.chapter_6 import EXERCISES
 from pellucid.learn.lesson import Lesson
+from pellucid.learn.measures.chapter_6 import Prefixes, fit, show_continuations, show_deltas, show_values
 from pellucid.metrics import Reporter
 from pellucid.models import ScalarModel
 from pellucid.types import Batch, Prompt, Sample, collate
@@ -126,11 +127,11 @@ def test_a_reward_model_learns_what_the_pairs_say() -> None:
 
 @pytest.mark.parametrize("swapped", [0.2, 0.4])
 def test_fit_goes_to_the_log_odds(swapped: float) -> None:
-    assert abs(chapter.fit(swapped, 500)[-1] - math.log((1 - swapped) / swapped)) < 1e-3
+    assert abs(fit(swapped, 500)[-1] - math.log((1 - swapped) / swapped)) < 1e-3
 
 
 def test_fit_without_noise_grows_like_the_log_of_the_updates() -> None:
-    path = chapter.fit(0.0, 2000)
+    path = fit(0.0, 2000)
     assert abs(path[-1] - path[999] - math.log(2)) < 0.01
 
 
@@ -161,10 +162,12 @@ def test_deltas_lie_where_the_values_change(tmp_path: Path) -> None:
     noise = torch.randn(batch.input_ids.shape, generator=torch.Generator().manual_seed(0)) * batch.action_mask
     decided = torch.zeros(batch.input_ids.shape)
     decided[:, 3] = 2.0  # the token in column 3 is followed by the first value that knows the score
-    measure_deltas(lesson, batch, noise, knowing_from(batch, 4), decided)
+    values = (noise, knowing_from(batch, 4))
+    deltas = [chapter.td_errors(batch, v) for v in values]
+    show_deltas(lesson, batch, values, deltas, decided)
     assert [claim.holds for claim in lesson.claims] == [True, True]
     assert "100% lie on the quarter of tokens with the highest entropy, 0%" in lesson.claims[1].measured
-    measure_deltas(lesson, batch, noise, knowing_from(batch, 4), -decided)
+    show_deltas(lesson, batch, values, deltas, -decided)
     assert not lesson.claims[-1].holds
 
 
@@ -172,19 +175,30 @@ def test_explained_variance_by_part(tmp_path: Path) -> None:
     batch, lesson = replies(), lesson_of(tmp_path)
     returns = batch.get("returns")
     progress = (batch.action_mask.cumsum(1) / batch.action_mask.sum(1, keepdim=True)).clamp(0.05, 1)
-    measure_values(lesson, batch, -3 * returns, progress * returns)
+    show_values(lesson, batch, -3 * returns, progress * returns)
     assert [claim.holds for claim in lesson.claims] == [True, True]
     # Values that are the returns times a number a leave 1 - (1 - a)² explained: -15 at a = -3.
     assert "-15.00 before" in lesson.claims[0].measured
-    measure_values(lesson, batch, -3 * returns, (1 - progress) * returns)
+    show_values(lesson, batch, -3 * returns, (1 - progress) * returns)
     assert not lesson.claims[-1].holds
 
 
+def test_td_errors_of_a_batch_are_those_of_each_reply() -> None:
+    batch = replies()
+    values = torch.randn(batch.input_ids.shape, generator=torch.Generator().manual_seed(0)) * batch.action_mask
+    deltas = chapter.td_errors(batch, values)
+    for row, mask in enumerate(batch.action_mask):
+        expected = td_errors(values[row][mask].tolist(), batch.get("scores")[row].item())
+        assert deltas[row][mask].tolist() == pytest.approx(expected, abs=1e-6)
+
+
 def test_continuations_against_critics(tmp_path: Path) -> None:
-    lesson, truth = lesson_of(tmp_path), torch.tensor([0.0, 1.0, 3.0, 2.0])
-    other = torch.tensor([1.0, 0.0, 0.5, 1.0])
+    """Four prefixes of replies 0 and 1, two continuations of each, whose mean scores are 0, 1, 3 and 2."""
+    lesson, truth = lesson_of(tmp_path), torch.tensor([[0.0, 1.0], [3.0, 2.0]])
+    scores = torch.tensor([-1.0, 1.0, 1.0, 1.0, 2.0, 4.0, 0.0, 4.0])
+    prefixes, other = Prefixes([0, 0, 1, 1], [0, 1, 0, 1], ["a", "b", "c", "d"]), torch.tensor([[1.0, 0.0], [0.5, 1.0]])
     for critic in (truth * 2 + 1, -truth):
-        measure_against_continuations(lesson, ["a", "b", "c", "d"], [0, 0, 4, 4], truth, other, critic)
+        show_continuations(lesson, prefixes, scores, other, critic)
     assert [claim.holds for claim in lesson.claims] == [True, False]
     assert "4 prefixes: 1.00" in lesson.claims[0].measured
 
@@ -200,15 +214,15 @@ def test_critic_learns_the_mean_score(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(values[:, 1:8], torch.full((64, 7), 1.5), atol=0.1)
 
 
-def test_critic_begins_as_the_reward_model() -> None:
+def test_a_copy_of_a_reward_model_is_one() -> None:
+    """As the critic begins: weights and shift are the same, and training it leaves the reward model as it is."""
     model, ids = scalar_model(5), torch.tensor([[5, 6, 7]])
     model.set_shift(0.7)
-    critic = chapter.copy_of(model, WRITER)
-    mask = torch.ones_like(ids, dtype=torch.bool)
+    critic, mask = deepcopy(model), torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
         assert torch.equal(critic.scores(ids, mask), model.scores(ids, mask))
         critic.hf.score.weight.mul_(2)
-        assert not torch.equal(critic.scores(ids, mask), model.scores(ids, mask)), "a copy, not the model itself"
+        assert not torch.equal(critic.scores(ids, mask), model.scores(ids, mask))
 
 
 @pytest.mark.slow

@@ -57,16 +57,17 @@ def gae(
     """
     require_same_shape("gae", rewards=rewards, values=values, mask=mask, ended=ended, bootstrap_values=bootstrap_values)
     keep, stop = mask.bool(), ended.bool()
-    advantages = torch.zeros_like(values)
     next_value = bootstrap_values[:, -1]
-    advantage = torch.zeros_like(next_value)
-    for t in reversed(range(values.shape[1])):
-        next_value = torch.where(stop[:, t], bootstrap_values[:, t], next_value)
-        advantage = torch.where(stop[:, t], 0, advantage)
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        advantage = torch.where(keep[:, t], delta + gamma * lam * advantage, advantage)
-        next_value = torch.where(keep[:, t], values[:, t], next_value)
-        advantages[:, t] = torch.where(keep[:, t], advantage, 0)
+    advantage, found = torch.zeros_like(next_value), []
+    by_step = zip(*(x.unbind(1) for x in (rewards, values, keep, stop, bootstrap_values)), strict=True)
+    for reward, value, kept, stops, bootstrap in reversed(list(by_step)):
+        next_value = torch.where(stops, bootstrap, next_value)
+        advantage = torch.where(stops, 0, advantage)
+        delta = reward + gamma * next_value - value
+        advantage = torch.where(kept, delta + gamma * lam * advantage, advantage)
+        next_value = torch.where(kept, value, next_value)
+        found.append(advantage)
+    advantages = torch.where(keep, torch.stack(found[::-1], 1), 0)
     return advantages, torch.where(keep, advantages + values, 0)
 
 

@@ -125,11 +125,10 @@ class Learner:
         self._fingerprints = [_fingerprint(p) for _, p in self._named]
 
 
-@torch.no_grad()
 def _fingerprint(parameter: Tensor) -> int:
     """Sum of the squared bits, read as integers. The plain sum will not do: weights of one binade that Adam's first
     step moves by the same amount, half of them up and half down, cancel in it (a norm of 32 weights: one time in 7)."""
-    bits = parameter.view(torch.int32)
+    bits = parameter.detach().view(torch.int32)
     return int((bits * bits).sum(dtype=torch.int64))
 
 

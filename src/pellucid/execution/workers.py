@@ -232,18 +232,18 @@ def limits_of(section: PassConfig) -> MicroBatchLimits:
 
 def split(batch: Rows, limits: MicroBatchLimits, device: torch.device) -> Iterator[tuple[Tensor, Rows]]:
     """(rows, micro-batch on the device)."""
-    for rows in micro_batches(batch.attention_mask.sum(1), limits):
-        yield rows, batch.select(rows).to(device)
+    groups = micro_batches(batch.attention_mask.sum(1), limits)
+    for rows in groups:
+        whole = len(groups) == 1 and batch.attention_mask.shape[1] == 1  # nothing to sort, nothing to cut
+        yield rows, (batch if whole else batch.select(rows)).to(device)
 
 
 def _ratio_metrics(log_ratio: Tensor, clipped: Tensor, mask: Tensor) -> dict[str, float]:
     """approx_kl is the k3 estimate of KL(old || current), Schulman's; all are means over action tokens."""
     ratio = log_ratio.exp()
-    return {
-        "approx_kl": masked_mean(ratio - 1 - log_ratio, mask).item(),
-        "clip_fraction": masked_mean(clipped.float(), mask).item(),
-        "ratio": masked_mean(ratio, mask).item(),
-    }
+    figures = torch.stack([ratio - 1 - log_ratio, clipped.float(), ratio]).flatten(1)
+    means = masked_mean(figures, mask.flatten().expand_as(figures), dim=1).tolist()
+    return dict(zip(("approx_kl", "clip_fraction", "ratio"), means, strict=True))
 
 
 def _require_finite(role: str, loss: Tensor) -> None:

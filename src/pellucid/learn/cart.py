@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pellucid.config import EnvConfig, OptimizerConfig
 from pellucid.execution.learner import Learner
-from pellucid.learn.chapter_1_trajectory import first_episodes
+from pellucid.learn.measures.chapter_1 import first_episodes
 from pellucid.models import MLPPolicy, MLPValue
 from pellucid.rollout.gym import collect, make_environments
 from pellucid.types import Batch, derive_seed

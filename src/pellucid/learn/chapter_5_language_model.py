@@ -40,8 +40,9 @@ def improve(agent: Agent, batch: Batch, seed: int) -> Batch:
             logprobs, values = agent.policy.logprobs_of(part, 1.0)[0], agent.critic.values_of(part)
             policy_loss, _ = ppo_clip(logprobs, part.get("old_logprobs"), part.get("advantages"), 0.2, 0.2)
             value_loss, _ = value_clip(values, part.get("old_values"), part.get("returns"), None)
-            losses = [aggregate(loss, part.action_mask, "token") for loss in (policy_loss, value_loss)]
-            agent.descend(*losses)
+            agent.descend(
+                aggregate(policy_loss, part.action_mask, "token"), aggregate(value_loss, part.action_mask, "token")
+            )
     return batch
 
 

@@ -26,6 +26,11 @@ class TinyMDP(NamedTuple):
         pairs = torch.cartesian_prod(*[torch.arange(self.rewards.numel())] * self.horizon).view(-1, self.horizon)
         return pairs // num_actions, pairs % num_actions
 
+    def places(self, states: Tensor, actions: Tensor) -> Tensor:
+        """(N,T), (N,T) -> (N,): where `trajectories` lists these."""
+        digits = states * self.rewards.shape[1] + actions
+        return (digits * self.rewards.numel() ** torch.arange(self.horizon).flip(0)).sum(1)
+
     def log_dynamics(self, states: Tensor, actions: Tensor) -> Tensor:
         """(N,T), (N,T) -> (N,): log of start(s_0) * prod_t P(s_t+1 | s_t, a_t), what the world contributes."""
         moves = self.dynamics[states[:, :-1], actions[:, :-1], states[:, 1:]]

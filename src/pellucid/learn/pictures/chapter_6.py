@@ -1,28 +1,13 @@
-"""Pictures of chapters 5 and 6. ax: matplotlib's axes."""
+"""Pictures of chapter 6. ax: matplotlib's axes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from pellucid.learn.pictures.chapter_5 import name_tokens
+
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.4"
-
-
-def draw_tokens(ax: Any, tokens: Sequence[str], values: Sequence[float], advantages: Sequence[float]) -> None:
-    """One reply: the value before each token as a line, the token's advantage as a bar."""
-    places = range(len(tokens))
-    ax.bar(places, advantages, color=ORANGE, alpha=0.7, label="advantage, whitened (standard deviations)")
-    ax.plot(places, values, "o-", color=BLUE, ms=3, label="value before the token (“you”s)")
-    _name_tokens(ax, tokens)
-    ax.set_ylabel("value, advantage")
-    ax.legend(fontsize=8)
-
-
-def draw_curves(axes: Sequence[Any], panels: Sequence[tuple[str, Sequence[float], str]]) -> None:
-    """panels: title, one figure an iteration, unit."""
-    for ax, (title, curve, unit) in zip(axes, panels, strict=True):
-        ax.plot(range(1, len(curve) + 1), curve, "o-", color=BLUE)
-        ax.set(title=title, xlabel="iteration", ylabel=unit, ylim=(0, None))
 
 
 def draw_accuracy(ax: Any, right: dict[int, list[float]]) -> None:
@@ -59,7 +44,7 @@ def draw_values(
     ax.plot(places, truth, "s-", color="black", ms=4, label="mean score of continuations")
     ax.plot(places, after, "o--", color=BLUE, ms=4, label="trained critic")
     ax.plot(places, before, "^:", color=ORANGE, ms=4, label="reward model, read early")
-    _name_tokens(ax, tokens)
+    name_tokens(ax, tokens)
     ax.set_ylabel("value before these tokens (reward units)")
     ax.legend(fontsize=8)
 
@@ -74,8 +59,3 @@ def draw_credit(ax: Any, before: Sequence[float], after: Sequence[float]) -> Non
     ax.set_xticks(range(4), ["highest", "second", "third", "lowest"])
     ax.set(xlabel="quarter of the tokens, by the policy's entropy there", ylabel="share of the squared TD errors")
     ax.legend()
-
-
-def _name_tokens(ax: Any, tokens: Sequence[str]) -> None:
-    ax.set_xticks(range(len(tokens)), [token.strip() or "␣" for token in tokens], rotation=90, fontsize=7)
-    ax.set_xlabel("token of the reply")
