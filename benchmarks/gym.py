@@ -1,7 +1,7 @@
 """Environments: what PPO reaches in them, and environment steps per second beside Stable-Baselines3's PPO.
 
     python -m benchmarks.gym                                 writes benchmarks/results/gym.json
-    python -m benchmarks.gym --parts returns --json benchmarks/results/gym_returns.json       half an hour; load does not matter
+    python -m benchmarks.gym --parts returns --json benchmarks/results/gym_returns.json   half an hour, load is no matter
     python -m benchmarks.gym --tiny                          seconds, Pellucid alone; writes nothing unless told to
 
 The hyper-parameters are those of configs/gym. Speed is that of a whole training loop: rollouts and updates.

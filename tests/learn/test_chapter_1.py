@@ -57,7 +57,7 @@ def test_an_episode_by_the_loop_is_the_one_that_collect_makes() -> None:
 
 def test_the_loop_for_returns_is_their_definition() -> None:
     rewards = [0.5, -1.0, 2.0, 3.0]
-    for t, found in enumerate(chapter.returns_of(rewards)):
+    for t, found in enumerate(chapter.returns_from_the_end(rewards)):
         assert found == pytest.approx(sum(chapter.GAMMA**k * reward for k, reward in enumerate(rewards[t:])))
 
 

@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pellucid.learn import CHAPTERS, kl_estimators
-from pellucid.learn.chapter_7_kl import PAIRS, follow, price, weak_run
+from pellucid.core import AdaptiveKL
+from pellucid.learn import CHAPTERS
+from pellucid.learn.chapter_7_kl import HORIZON, PAIRS, TARGET, adaptive, estimators, penalty
 from pellucid.learn.exercises.chapter_7 import EXERCISES
 from pellucid.learn.lesson import Lesson
+from pellucid.learn.measures.chapter_7 import draws, expected_gradient, first_of_two_tokens, weak_ppo
 from pellucid.metrics import Reporter
 
 CHECKS = {exercise.name: exercise.check for exercise in EXERCISES}
@@ -76,30 +78,27 @@ def test_wrong_answer_is_told_why(name: str, answer: Callable[..., Any], hint: s
 @pytest.mark.parametrize("seed", range(5))
 def test_claims_about_the_estimators_hold(tmp_path: Path, seed: int) -> None:
     lesson = lesson_of(tmp_path, seed)
-    kl_estimators.values(lesson)
-    kl_estimators.gradients(lesson)
-    kl_estimators.two_tokens(lesson)
+    estimators(lesson)
     assert len(lesson.claims) == 6
     assert [claim.text for claim in lesson.claims if not claim.holds] == []
 
 
 def test_expected_gradient_is_that_of_the_closed_form() -> None:
     """d KL(π‖ref) / d logit_i = π_i (l_i − KL), worked out by hand; for k3 it is π_i − ref_i, that of KL(ref‖π)."""
-    logits, ref = kl_estimators.draws(lesson_of(Path("/tmp")), 2, 6)
+    logits, ref = draws(0, 2, 6)
     pi, ref = logits.softmax(0), ref.log_softmax(0)
     log_ratio = logits.log_softmax(0) - ref
     kl = (pi * log_ratio).sum()
-    k2 = kl_estimators.expected_gradient(lambda lp: (lp - ref).square() / 2, logits)
-    k3 = kl_estimators.expected_gradient(lambda lp: (ref - lp).exp() - 1 + lp - ref, logits)
+    k2 = expected_gradient(lambda lp: (lp - ref).square() / 2, logits)
+    k3 = expected_gradient(lambda lp: (ref - lp).exp() - 1 + lp - ref, logits)
     torch.testing.assert_close(k2, pi * (log_ratio - kl))
     torch.testing.assert_close(k3, pi - ref.exp())
 
 
-def test_two_tokens_against_all_sixteen_sequences(tmp_path: Path) -> None:
+def test_two_tokens_against_all_sixteen_sequences() -> None:
     """The gradient of the whole KL at the first token, by central differences over the sum over all sequences."""
-    lesson = lesson_of(tmp_path)
-    first, first_ref = kl_estimators.draws(lesson, 2, 4).tolist()
-    second, second_ref = (logits.log_softmax(-1).tolist() for logits in kl_estimators.draws(lesson, 3, 4, 4)[1:])
+    first, first_ref = draws(0, 2, 4).tolist()
+    second, second_ref = (logits.log_softmax(-1).tolist() for logits in draws(0, 3, 4, 4)[1:])
 
     def softmax(logits: list[float]) -> list[float]:
         total = sum(math.exp(x) for x in logits)
@@ -122,8 +121,7 @@ def test_two_tokens_against_all_sixteen_sequences(tmp_path: Path) -> None:
     mean = sum(p * x for p, x in zip(pi, alone, strict=True))
     k2 = [p * (x - mean) for p, x in zip(pi, alone, strict=True)]
     off = math.dist(k2, slopes) / math.hypot(*slopes)
-    kl_estimators.two_tokens(lesson)
-    assert f"{off:.0%} of the gradient" in lesson.claims[0].measured
+    assert first_of_two_tokens(0) == pytest.approx((0, off), abs=1e-8)
 
 
 # ---------------------------------------------------------------- the runs
@@ -131,19 +129,25 @@ def test_two_tokens_against_all_sixteen_sequences(tmp_path: Path) -> None:
 
 def test_price_adds_up_on_a_run_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two iterations over hardly trained models: the shaped reward by hand is the one that was trained on."""
-    for name, value in {"SFT_STEPS": 4, "RM_STEPS": 2, "PAIRS": 64, "STEPS": 2, "EVERY": 2, "HELD_OUT": 16}.items():
-        monkeypatch.setattr(f"pellucid.learn.chapter_7_kl.{name}", value)
-    lesson = lesson_of(tmp_path / "out")
-    config = weak_run(lesson, tmp_path / "models")
-    run = follow(config, lambda: None, kl_coef=0.3)
+    monkeypatch.setattr("pellucid.learn.measures.chapter_7.SFT_STEPS", 4)
+    monkeypatch.setattr("pellucid.learn.measures.chapter_7.RM_STEPS", 2)
+    lesson = lesson_of(tmp_path)
+    with weak_ppo(lesson, pairs=64, steps=2, held_out=16, runs=1) as ppo:
+        run = ppo(kl_coef=0.3, far=True)
     assert [point.step for point in run.points] == [0, 2]
     assert run.points[0].kl == pytest.approx(0, abs=1e-4) and run.kl[0] == pytest.approx(0, abs=1e-4)
     assert run.coefs == [0.3, 0.3]
-    price(lesson, run)
+    penalty(lesson, run)
     assert lesson.claims[0].holds
     spoiled = run._replace(coef=0.31)
-    price(lesson, spoiled)
+    penalty(lesson, spoiled)
     assert not lesson.claims[1].holds
+
+
+def test_adaptive_coefficient_is_that_of_the_controller() -> None:
+    kls = [0.0, 4.9, 5.5, 6.1, 50.0, 5.0]
+    controller = AdaptiveKL(0.3, TARGET, HORIZON)
+    assert adaptive(0.3, kls, 64) == pytest.approx([0.3, *(controller.update(kl, 64) for kl in kls[:-1])])
 
 
 @pytest.mark.slow

@@ -14,20 +14,18 @@ import tiny_runs
 import torch
 
 from pellucid.learn import CHAPTERS
-from pellucid.learn.chapter_8_data_flow import (
-    MODELS,
-    NEEDS,
-    READS,
-    chain,
-    dependencies,
-    list_schedule,
-    makespan,
-    phase_seconds,
-    placements,
-    tokens_per_second,
-)
+from pellucid.learn.chapter_8_data_flow import MODEL, PHASES, chain, list_schedule, phase_seconds, waiting_graph
 from pellucid.learn.exercises.chapter_8 import EXERCISES
 from pellucid.learn.lesson import Lesson
+from pellucid.learn.measures.chapter_8 import (
+    MODELS,
+    Schedule,
+    Worker,
+    makespan,
+    placements,
+    tokens_per_second,
+    worker_table,
+)
 from pellucid.learn.small_run import recorded_iterations
 from pellucid.metrics import Reporter
 from pellucid.stages.advantages import ADVANTAGES
@@ -131,7 +129,7 @@ def test_phases_read_what_the_chapter_says(state: PPOState) -> None:
         "update_actor": lambda b: workers.actor.update(b, 0.1, 1)[1],
     }
     for phase, run in work.items():
-        optional = [name for name in READS[phase] if getattr(bare, name) is None]
+        optional = [name for name in PHASES[phase][1] if getattr(bare, name) is None]
         only = bare.having(**{name: whole.get(name) for name in optional})
         for name in optional:
             with pytest.raises(ValueError, match=f"batch has no {name} yet"):
@@ -145,10 +143,10 @@ def test_graph_of_a_recorded_run(state: PPOState, tmp_path: Path) -> None:
     """The manifest of a real iteration gives the graph that one would write by hand; every phase has its time and rate."""
     walls = recorded_iterations(Lesson(CHAPTERS[7], tmp_path, 0, QUIET), state.config, tmp_path / "record")
     assert len(walls) == 3 and min(walls) > 0
-    assert dependencies(read_manifest(manifest_path(tmp_path / "record", 3))) == WAITS
+    assert waiting_graph(read_manifest(manifest_path(tmp_path / "record", 3))) == WAITS
     spans = read_spans(tmp_path / "record" / "spans.json")
     seconds = phase_seconds(spans)
-    assert list(seconds) == list(NEEDS) and seconds["advantages"] > 0
+    assert list(seconds) == list(MODEL) and seconds["advantages"] > 0
     assert tokens_per_second(spans).keys() == set(WAITS) - {"advantages", "sync_weights"}
 
 
@@ -159,12 +157,12 @@ def test_times_of_made_up_spans() -> None:
     spans = [span("values", 0, 100, 50), span("update_critic", 130, 400), span("values", 1000, 300, 50)]
     seconds = phase_seconds([*spans, span("update_critic", 1310, 200), *all_others(span)])
     right = {"values": 200e-6, "update_critic": 300e-6, "advantages": 20e-6}
-    assert seconds == pytest.approx(dict.fromkeys(NEEDS, 0.0) | right)
+    assert seconds == pytest.approx(dict.fromkeys(MODEL, 0.0) | right)
     assert tokens_per_second(spans) == pytest.approx({"values": (50 / 100e-6 + 50 / 300e-6) / 2})
 
 
 def all_others(span: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
-    return [span(name, 0, 0) for name in NEEDS if name not in ("values", "update_critic", "advantages")]
+    return [span(name, 0, 0) for name in MODEL if name not in ("values", "update_critic", "advantages")]
 
 
 # ---------------------------------------------------------------- schedules
@@ -172,7 +170,11 @@ def all_others(span: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
 
 def random_seconds(seed: int) -> dict[str, float]:
     random = Random(seed)
-    return {phase: random.uniform(0.1, 3.0) for phase in NEEDS}
+    return {phase: random.uniform(0.1, 3.0) for phase in MODEL}
+
+
+def placed_on(seconds: dict[str, float]) -> tuple[dict[str, Worker], dict[str, Schedule]]:
+    return placements(lambda worker: list_schedule(seconds, WAITS, worker))
 
 
 def orders() -> Iterator[tuple[str, ...]]:
@@ -191,7 +193,7 @@ def shortest_of_all(seconds: dict[str, float], worker: dict[str, int]) -> float:
         end: dict[str, float] = {}
         free = dict.fromkeys(worker.values(), 0.0)
         for phase in order:
-            place = worker[NEEDS[phase]]
+            place = worker[MODEL[phase]]
             end[phase] = free[place] = max([free[place], *(end[p] for p in WAITS[phase])]) + seconds[phase]
         found.append(max(end.values()))
     return min(found)
@@ -200,14 +202,15 @@ def shortest_of_all(seconds: dict[str, float], worker: dict[str, int]) -> float:
 @pytest.mark.parametrize("seed", range(8))
 def test_schedule_is_lawful_and_close_to_the_best_of_all(seed: int) -> None:
     seconds = random_seconds(seed)
-    for name, worker in placements(seconds, WAITS).items():
-        placed = list_schedule(seconds, WAITS, worker)
+    places, charts = placed_on(seconds)
+    for name, worker in places.items():
+        placed = charts[name]
         assert placed.keys() == WAITS.keys()
         for phase, (start, end) in placed.items():
             assert end == pytest.approx(start + seconds[phase])
             assert all(placed[p][1] <= start + 1e-12 for p in WAITS[phase])
         for a, b in itertools.combinations(placed, 2):
-            if worker[NEEDS[a]] == worker[NEEDS[b]]:
+            if worker[MODEL[a]] == worker[MODEL[b]]:
                 assert placed[a][1] <= placed[b][0] + 1e-12 or placed[b][1] <= placed[a][0] + 1e-12
         best = shortest_of_all(seconds, worker)
         assert best - 1e-9 <= makespan(placed) <= 1.35 * best, name
@@ -216,12 +219,12 @@ def test_schedule_is_lawful_and_close_to_the_best_of_all(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_one_worker_takes_the_sum_and_four_the_critical_path(seed: int) -> None:
     seconds = random_seconds(seed)
-    places = placements(seconds, WAITS)
+    _, charts = placed_on(seconds)
     passes = max(seconds[p] for p in ("score", "old_logprobs", "ref_logprobs", "values"))
     updates = max(seconds["update_critic"], seconds["update_actor"] + seconds["sync_weights"])
     longest = seconds["generate"] + passes + seconds["advantages"] + updates
-    assert makespan(list_schedule(seconds, WAITS, places["1"])) == pytest.approx(sum(seconds.values()))
-    assert makespan(list_schedule(seconds, WAITS, places["4"])) == pytest.approx(longest)
+    assert makespan(charts["1"]) == pytest.approx(sum(seconds.values()))
+    assert makespan(charts["4"]) == pytest.approx(longest)
     assert max(chain(phase, seconds, WAITS)[0] for phase in WAITS) == pytest.approx(longest)
 
 
@@ -230,9 +233,22 @@ def test_placements_on_two_are_the_extremes_of_seven() -> None:
     splits = [side for n in (1, 2, 3) for side in itertools.combinations(MODELS[1:], n)]
     assert len(splits) == 7  # the actor on the first worker, some of the others on the second
     times = [makespan(list_schedule(seconds, WAITS, {m: int(m in side) for m in MODELS})) for side in splits]
-    places = placements(seconds, WAITS)
-    found = [makespan(list_schedule(seconds, WAITS, places[f"2, {which}"])) for which in ("best", "worst")]
+    _, charts = placed_on(seconds)
+    found = [makespan(charts[f"2, {which}"]) for which in ("best", "worst")]
     assert found == pytest.approx([min(times), max(times)])
+
+
+def test_workers_are_idle_where_nothing_runs() -> None:
+    """The last column is the part of all workers' time in which no phase runs, added up phase by phase."""
+    seconds = random_seconds(1)
+    places, charts = placed_on(seconds)
+    _, _, rows = worker_table(places, charts, sum(seconds.values()))
+    for name, models, milliseconds, speed_up, idle in rows[:-1]:
+        workers, whole = len(set(places[name].values())), makespan(charts[name])
+        busy = sum(end - start for start, end in charts[name].values())
+        assert idle == f"{abs(workers * whole - busy) / (workers * whole):.0%}"
+        assert milliseconds == pytest.approx(1e3 * whole) and speed_up == pytest.approx(busy / whole)
+        assert models.count("|") + 1 == workers
 
 
 @pytest.mark.slow

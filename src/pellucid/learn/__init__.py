@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 
 
 class Chapter(NamedTuple):
-    """seconds: how long it takes on two cores, about."""
+    """seconds: how long it takes on two cores, about. threads: None for as many as there are cores; 1 where the networks are
+    so small that others would only wait, and then the figures do not depend on the number of cores."""
 
     number: int
     module: str
     title: str
     title_zh: str
     seconds: int
+    threads: int | None = None
 
     @property
     def slug(self) -> str:
@@ -29,10 +31,17 @@ class Chapter(NamedTuple):
 
 
 CHAPTERS = (
-    Chapter(1, "chapter_1_trajectory", "Policy, trajectory, reward, state, action", "策略、轨迹、奖励、状态、动作", 5),
-    Chapter(2, "chapter_2_policy_gradient", "Policy gradient", "策略梯度", 20),
-    Chapter(3, "chapter_3_actor_critic", "Value function and actor-critic", "价值函数与 actor-critic", 10),
-    Chapter(4, "chapter_4_ppo", "PPO", "PPO", 70),
+    Chapter(
+        1,
+        "chapter_1_trajectory",
+        "Policy, trajectory, reward, state, action",
+        "策略、轨迹、奖励、状态、动作",
+        5,
+        threads=1,
+    ),
+    Chapter(2, "chapter_2_policy_gradient", "Policy gradient", "策略梯度", 20, threads=1),
+    Chapter(3, "chapter_3_actor_critic", "Value function and actor-critic", "价值函数与 actor-critic", 10, threads=1),
+    Chapter(4, "chapter_4_ppo", "PPO", "PPO", 90, threads=1),
     Chapter(5, "chapter_5_language_model", "A language model as a policy", "把语言模型看成策略", 20),
     Chapter(6, "chapter_6_reward_model", "The reward model", "奖励模型", 60),
     Chapter(7, "chapter_7_kl", "The KL penalty", "KL 惩罚", 120),

@@ -63,8 +63,8 @@ def episode(policy: Rule, seed: int) -> list[Step]:
     return steps
 
 
-def returns_of(rewards: list[float]) -> list[float]:
-    """G_t = r_t + γ · G_t+1: one pass from the end. `core.discounted_returns` is this pass for a whole batch."""
+def returns_from_the_end(rewards: list[float]) -> list[float]:
+    """G_t = r_t + γ · G_t+1. `core.discounted_returns` is the same for a whole batch."""
     returns, following = [], 0.0
     for reward in reversed(rewards):
         following = reward + GAMMA * following
@@ -74,7 +74,7 @@ def returns_of(rewards: list[float]) -> list[float]:
 
 def run(lesson: Lesson) -> None:
     steps = episode(RANDOM, derive_seed(lesson.seed, "one episode"))
-    returns = returns_of([step.reward for step in steps])
+    returns = returns_from_the_end([step.reward for step in steps])
     title = f"A trajectory of the random policy: {len(steps)} steps, then the pole has fallen"
     lesson.table(title, measures.STEP_COLUMNS, measures.step_rows(steps, returns))
     lesson.claim(

@@ -82,7 +82,7 @@ def show_reuse(lesson: Lesson, repeats: int = 3, passes: tuple[int, ...] = (0, 2
     lesson.picture("4-passes", partial(draw_passes, passes=passes, reuse=reuse), caption, panels=2)
 
 
-def show_training(lesson: Lesson, repeats: int = 3, budget: int = 40_000) -> None:
+def show_training(lesson: Lesson, repeats: int = 5, budget: int = 40_000) -> None:
     entrants = {name: (partial(ppo, policy_loss=loss), 3e-3) for name, loss in LOSSES.items()}
     runs = measures.repeated(lesson, "training", entrants, repeats, budget)
     clipped, no_clip, no_ratio = runs.values()

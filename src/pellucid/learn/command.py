@@ -7,6 +7,8 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pellucid.errors import ConfigError
 from pellucid.files import atomic_write
 from pellucid.learn import CHAPTERS, Chapter
@@ -31,7 +33,9 @@ def _list() -> None:
     reporter = Reporter()
     rows = [[str(c.number), f"{c.title} · {c.title_zh}", f"{c.seconds} s"] for c in CHAPTERS]
     reporter.table("The road", ["", "chapter", "on two cores"], rows)
-    reporter.say("pellucid learn 1 runs a chapter, pellucid learn all runs them in turn, pellucid learn 1 --exercises asks")
+    reporter.say(
+        "pellucid learn 1 runs a chapter, pellucid learn all runs them in turn, pellucid learn 1 --exercises asks"
+    )
     reporter.say("the texts: docs/learn/en and docs/learn/zh, or the help of pellucid view")
 
 
@@ -45,7 +49,12 @@ def _chapter(text: str) -> Chapter:
 def _run(chapter: Chapter, folder: Path, seed: int) -> Lesson:
     lesson = Lesson(chapter, folder, seed)
     lesson.reporter.title(f"{chapter.number} · {chapter.title}")
-    chapter.load().run(lesson)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(chapter.threads or threads)
+    try:
+        chapter.load().run(lesson)
+    finally:
+        torch.set_num_threads(threads)
     lesson.finish()
     return lesson
 

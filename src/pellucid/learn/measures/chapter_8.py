@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -15,11 +15,16 @@ from pellucid.trace import manifest_path, read_manifest, read_spans
 
 MODELS = ("actor", "critic", "reference", "reward")
 Worker = dict[str, int]  # model -> the worker on which it lives
+Manifest, Spans = Mapping[str, Any], list[dict[str, Any]]
+Seconds, Graph = Mapping[str, float], Mapping[str, set[str]]  # phase -> how long it takes, what it waits for
+Schedule = dict[str, tuple[float, float]]  # phase -> its start and end, in seconds
+Phases = Mapping[str, tuple[str, tuple[str, ...]]]  # phase -> the model that must be there, the tensors that it reads
+Table = tuple[str, list[str], list[list[Any]]]  # title, columns, rows
 
 
 class Recorded(NamedTuple):
-    manifest: dict[str, Any]  # of the last iteration
-    spans: list[dict[str, Any]]  # of all but the first, which warms up
+    manifest: Manifest  # of the last iteration
+    spans: Spans  # of all but the first, which warms up
     wall: float  # median seconds of an iteration, by a clock outside of it
 
 
@@ -39,25 +44,23 @@ def recorded_run(lesson: Lesson, steps: int) -> Recorded:
 # -- from the record
 
 
-def tokens_per_second(spans: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def tokens_per_second(spans: Spans) -> dict[str, float]:
     """phase -> median over the iterations, of the phases that go over tokens."""
     pairs = [(s["name"], s["args"]["tokens"] / s["dur"] * 1e6) for s in spans if s["args"]["tokens"]]
     return {phase: median(rate for name, rate in pairs if name == phase) for phase, _ in pairs}
 
 
-def weight_versions(manifest: Mapping[str, Any]) -> tuple[set[int], set[int]]:
+def weight_versions(manifest: Manifest) -> tuple[set[int], set[int]]:
     """Versions of the weights that made the tensors: of the frozen models, and of those that are trained."""
     versions = {tensor["name"]: tensor["weight_version"] for tensor in manifest["tensors"]}
     frozen = {versions.pop(name) for name in ("scores", "ref_logprobs")}
     return frozen, set(versions.values())
 
 
-def traffic(
-    manifest: Mapping[str, Any], reads: Mapping[str, Iterable[str]], model: Mapping[str, str]
-) -> tuple[int, int]:
+def traffic(manifest: Manifest, phases: Phases) -> tuple[int, int]:
     """Bytes of the actor's weights, and of all tensors that another model reads than the one that made them."""
-    made = {tensor["name"]: (model[tensor["phase"]], tensor["bytes"]) for tensor in manifest["tensors"]}
-    sent = {(name, model[phase]) for phase, names in reads.items() for name in names if made[name][0] != model[phase]}
+    made = {tensor["name"]: (phases[tensor["phase"]][0], tensor["bytes"]) for tensor in manifest["tensors"]}
+    sent = {(name, model) for model, reads in phases.values() for name in reads if made[name][0] != model}
     actor = next(weights for weights in manifest["weights"] if weights["role"] == "actor")
     return actor["bytes"], sum(made[name][1] for name, _ in sent)
 
@@ -65,34 +68,43 @@ def traffic(
 # -- workers
 
 
-def makespan(schedule: Mapping[str, tuple[float, float]]) -> float:
+def makespan(schedule: Schedule) -> float:
     return max(end for _, end in schedule.values())
 
 
-def placements(seconds_on: Callable[[Worker], float]) -> dict[str, Worker]:
-    """One worker, the best and the worst way to put four models on two, and a worker for each."""
+def placements(schedule: Callable[[Worker], Schedule]) -> tuple[dict[str, Worker], dict[str, Schedule]]:
+    """One worker, the best and the worst way to put four models on two, and a worker for each; with their schedules."""
     one, four = dict.fromkeys(MODELS, 0), dict(zip(MODELS, range(4), strict=True))
     two = [dict(zip(MODELS, (0, *rest), strict=True)) for rest in product((0, 1), repeat=3) if any(rest)]
-    two.sort(key=seconds_on)
-    return {"1": one, "2, best": two[0], "2, worst": two[-1], "4": four}
+    two.sort(key=lambda worker: makespan(schedule(worker)))
+    places = {"1": one, "2, best": two[0], "2, worst": two[-1], "4": four}
+    return places, {name: schedule(worker) for name, worker in places.items()}
 
 
-# -- rows
+# -- tables
 
 
-def phase_rows(
-    seconds: Mapping[str, float], rate: Mapping[str, float], model: Mapping[str, str]
-) -> Iterator[list[Any]]:
-    total = sum(seconds.values())
+def phase_table(seconds: Seconds, rate: Mapping[str, float], model: Mapping[str, str]) -> Table:
+    rows, total = [], sum(seconds.values())
     for phase, each in seconds.items():
-        yield [phase, model[phase], 1e3 * each, f"{each / total:.1%}", f"{rate[phase]:,.0f}" if phase in rate else ""]
+        speed = f"{rate[phase]:,.0f}" if phase in rate else ""
+        rows.append([phase, model[phase], 1e3 * each, f"{each / total:.1%}", speed])
+    return "One iteration, medians", ["phase", "model", "ms", "share", "tokens/s"], rows
 
 
-def worker_rows(places: Mapping[str, Worker], seconds: Mapping[str, float], total: float) -> Iterator[list[Any]]:
-    """seconds: of an iteration, by placement. total: of all phases together. Idle: of the workers' time, on average."""
+def waiting_table(waits: Graph) -> Table:
+    rows = [[phase, " ".join(sorted(before))] for phase, before in waits.items()]
+    return "Which phase waits for which", ["phase", "waits for"], rows
+
+
+def worker_table(places: Mapping[str, Worker], charts: Mapping[str, Schedule], total: float) -> Table:
+    """total: seconds of all phases together. Idle: the part of the workers' time in which they wait."""
+    rows = []
     for name, worker in places.items():
-        count, speed_up = len(set(worker.values())), total / seconds[name]
-        groups = ["+".join(m for m in MODELS if worker[m] == w) for w in sorted(set(worker.values()))]
-        models = " | ".join(groups) if count > 1 else "all"
-        yield [name, models, 1e3 * seconds[name], speed_up, f"{abs(1 - speed_up / count):.0%}"]
-    yield ["4, each phase split in four without loss", "all | all | all | all", 1e3 * total / 4, 4.0, "0%"]
+        workers, seconds = sorted(set(worker.values())), makespan(charts[name])
+        models = " | ".join("+".join(m for m in MODELS if worker[m] == w) for w in workers) if workers[1:] else "all"
+        idle = f"{abs(1 - total / seconds / len(workers)):.0%}"
+        rows.append([name, models, 1e3 * seconds, total / seconds, idle])
+    rows.append(["4, each phase split in four without loss", "all | all | all | all", 1e3 * total / 4, 4.0, "0%"])
+    title = "Predicted from the measured phases, as if workers did not slow each other"
+    return title, ["workers", "models", "ms", "speed-up", "idle"], rows

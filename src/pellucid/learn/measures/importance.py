@@ -24,8 +24,8 @@ def show_importance(lesson: Lesson) -> None:
     gap = ((old * ratio * worth).sum(1) - (new * worth).sum(1)).abs().max().item()
     second = (old * ratio.square()).sum(1)  # E[ratio²] under the old policy = 1 + Var(ratio)
     kl = (old * -ratio.log()).sum(1)
-    draws = torch.multinomial(old, 20_000 * 20, replacement=True, generator=generator).view(20_000, 20)
-    weights = ratio[:, draws].log().sum(2).exp()  # (distances, 20,000): the ratio of a sequence of 20 actions
+    draws = torch.multinomial(old, 20_000 * 50, replacement=True, generator=generator).view(20_000, 50)
+    weights = ratio[:, draws].log().sum(2).exp()  # (distances, 20,000): the ratio of a sequence of 50 actions
     means = weights.view(len(distances), 20, 1000).mean(2).median(1).values
     lesson.claim(
         "Weighted by the ratio, the old policy's samples have the new policy's mean, at every distance",
@@ -34,22 +34,22 @@ def show_importance(lesson: Lesson) -> None:
     )
     grows = bool((second.diff() > 0).all())
     lesson.claim(
-        "The ratio's variance grows with the distance, and multiplies along a sequence: 20 actions have (1 + Var)^20 - 1",
+        "The ratio's variance grows with the distance, and multiplies along a sequence: 50 actions have (1 + Var)^50 - 1",
         f"at distance 1 (KL {kl[4]:.2f} nats an action) the variance is {second[4] - 1:.2f} for one action, "
-        f"{second[4] ** 20 - 1:.1e} for 20",
+        f"{second[4] ** 50 - 1:.1e} for 50",
         grows and second[4].item() > 1.05,
     )
     lesson.table(
-        "The ratio's variance, exact; and what the mean of 1,000 sampled ratios of 20 actions typically is (median of 20)",
-        ("distance", "KL an action", "Var, 1 action", "Var, 20 actions", "typical mean"),
+        "The ratio's variance, exact; and what the mean of 1,000 sampled ratios of 50 actions typically is (median of 20)",
+        ("distance", "KL an action", "Var, 1 action", "Var, 50 actions", "typical mean"),
         [
-            [f"{distances[i]:.2f}", *map(float, (kl[i], second[i] - 1, second[i] ** 20 - 1, means[i]))]
+            [f"{distances[i]:.2f}", *map(float, (kl[i], second[i] - 1, second[i] ** 50 - 1, means[i]))]
             for i in (0, 1, 2, 4, 8, 12)
         ],
     )
     lesson.claim(
         "Unbiased is not enough: far away the mean is made by sequences that a sample does not contain",
-        f"at distance 3 half of the means of 1,000 ratios of 20 actions are below {means[-1]:.0e}; their expectation is 1",
+        f"at distance 3 half of the means of 1,000 ratios of 50 actions are below {means[-1]:.0e}; their expectation is 1",
         means[-1].item() < 0.1,
     )
 

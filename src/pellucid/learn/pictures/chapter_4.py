@@ -15,7 +15,7 @@ STYLES = {"PPO": "o-", "no clip": "s--", "no ratio": "^:"}
 
 def draw_importance(ax: Any, kl: Tensor, second: Tensor) -> None:
     """Over the distances: kl per action, second: E[ratio²] of one action."""
-    for length, style in ((1, "o-"), (5, "s--"), (20, "^:")):
+    for length, style in ((1, "o-"), (5, "s--"), (50, "^:")):
         ax.plot(kl, second**length, style, ms=4, label=f"{length} action{'s' * (length > 1)}")
     ax.set(xlabel="KL(old ‖ new) per action (nats)", ylabel="1 + variance of the ratio", yscale="log", ylim=(0.8, 1e8))
     ax.legend()
