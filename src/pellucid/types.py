@@ -94,10 +94,12 @@ class Score:
 class _Rows:
     """What padded batches share: rows can be picked, and moved to a device. Fields are tensors or per-row tuples."""
 
+    attention_mask: Tensor
+
     def select(self, rows: Tensor) -> Self:
         """The given rows (n,), cut to their longest sequence."""
-        width = self.attention_mask.shape[1]  # type: ignore[attr-defined]
-        length = int(self.attention_mask[rows].sum(1).max()) if width > 1 else width  # type: ignore[attr-defined]
+        width = self.attention_mask.shape[1]
+        length = int(self.attention_mask[rows].sum(1).max()) if width > 1 else width
 
         def pick(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -108,7 +110,7 @@ class _Rows:
         return replace(self, **{f.name: pick(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var]
 
     def to(self, device: torch.device | str) -> Self:
-        if self.attention_mask.device == torch.device(device):  # type: ignore[attr-defined]
+        if self.attention_mask.device == torch.device(device):
             return self
         held = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return replace(self, **{k: v.to(device) for k, v in held.items() if isinstance(v, Tensor)})  # type: ignore[type-var]

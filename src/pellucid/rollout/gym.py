@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from torch import Tensor
 
 from pellucid.config import EnvConfig
 from pellucid.errors import CheckpointError, ConfigError, DataError, IntegrityError
-from pellucid.models import MLPPolicy
 from pellucid.types import Batch, derive_seed
 
 Step = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
@@ -29,7 +29,7 @@ Step = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any
 and taken (N,), False where this step only reset the environment, and the action did nothing."""
 
 
-class Environments:
+class Environments(ABC):
     """N environments of one kind. observations: (N,O) float32, what the next actions answer to. returns (reward units) and
     lengths (steps): (N,), of the episodes that are running. limit: the most steps an episode can have, None where none is
     set."""
@@ -64,14 +64,14 @@ class Environments:
             )
         self.returns, self.lengths = state["returns"].numpy().copy(), state["lengths"].numpy().copy()
 
-    def _step(self, actions: NDArray[np.int64]) -> Step:
-        raise NotImplementedError
+    @abstractmethod
+    def _step(self, actions: NDArray[np.int64]) -> Step: ...
 
-    def _state(self) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _state(self) -> dict[str, Any]: ...
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _restore(self, state: dict[str, Any]) -> None: ...
 
 
 class SeparateEnvironments(Environments):
@@ -186,6 +186,15 @@ def make_environments(config: EnvConfig, seed: int) -> Environments:
         raise ConfigError(f"env.id {config.id}: {' '.join(str(error).split())}") from None
 
 
+class Policy(Protocol):
+    """What can act: logits (…,A) over the actions for observations (…,O)."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def logits(self, observations: Tensor, /) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Rollout:
     """T steps of N environments.
@@ -202,7 +211,7 @@ class Rollout:
 
 
 @torch.no_grad()
-def collect(environments: Environments, policy: MLPPolicy, num_steps: int, seed: int, version: int) -> Rollout:
+def collect(environments: Environments, policy: Policy, num_steps: int, seed: int, version: int) -> Rollout:
     """num_steps of each environment under the policy, whose weights have this version. The seed settles every action.
 
     Raises IntegrityError where an environment returns a number that is not finite, or an episode does not end.

@@ -12,11 +12,10 @@ from torch import Tensor
 from pellucid.config import EnvConfig
 from pellucid.core import discounted_returns
 from pellucid.learn.tiny_mdp import TinyMDP
-from pellucid.models import MLPPolicy
-from pellucid.rollout.gym import Rollout, collect, make_environments
+from pellucid.rollout.gym import Policy, Rollout, collect, make_environments
 
 if TYPE_CHECKING:
-    from pellucid.learn.chapter_1_trajectory import Rule, Step
+    from pellucid.learn.chapter_1_trajectory import Step
 
 GRAVITY, CART, POLE, HALF_LENGTH, FORCE, TICK = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02  # m/s², kg, kg, m, N, s
 
@@ -65,14 +64,14 @@ class Episodes(NamedTuple):
         return discounted_returns(batch.get("rewards"), self.first, batch.ended, beyond, gamma)
 
 
-def first_episodes(policy: Rule | MLPPolicy, seed: int, limit: int = 500, carts: int = 500) -> Episodes:
+def first_episodes(policy: Policy, seed: int, limit: int = 500, carts: int = 500) -> Episodes:
     """One whole episode of each cart.
 
     A first episode ends within the limit, whatever its length. "Episodes that ended in the last 500 steps" would favour short
     ones.
     """
     environments = make_environments(EnvConfig(num_envs=carts, max_episode_steps=limit), seed)
-    rollout = collect(environments, policy, limit, seed, version=0)  # type: ignore[arg-type]
+    rollout = collect(environments, policy, limit, seed, version=0)
     ended = rollout.batch.ended.long()
     return Episodes(rollout, ended.cumsum(1) - ended == 0)
 
